@@ -1,0 +1,91 @@
+"""The Quantization Workbench: see what quantization does to a neural network, live and exactly, on real weights.
+
+    from workbench import Workbench, demo_path, open_model
+
+    Workbench(open_model(demo_path("tiny-gemma3")))
+
+Names load on first use (SPEC 1): importing ``workbench`` imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "open_model": "workbench.checkpoints",
+    "Layer": "workbench.checkpoints",
+    "Model": "workbench.checkpoints",
+    "AdditivePowerGrid": "workbench.grids",
+    "CodebookGrid": "workbench.grids",
+    "FloatGrid": "workbench.grids",
+    "Grid": "workbench.grids",
+    "LogGrid": "workbench.grids",
+    "PowerGrid": "workbench.grids",
+    "UniformGrid": "workbench.grids",
+    "parse_grid": "workbench.grids",
+    "ErrorReport": "workbench.quantization",
+    "QuantizedTensor": "workbench.quantization",
+    "Sketch": "workbench.quantization",
+    "best_clip": "workbench.quantization",
+    "bits_per_weight": "workbench.quantization",
+    "error": "workbench.quantization",
+    "exact_error": "workbench.quantization",
+    "landscape": "workbench.quantization",
+    "quantize": "workbench.quantization",
+    "search_exponent": "workbench.quantization",
+    "sketch": "workbench.quantization",
+    "sketch_error": "workbench.quantization",
+    "Session": "workbench.panels",
+    "Workbench": "workbench.panels",
+    "demo_path": "workbench.resources",
+    "WorkbenchError": "workbench.errors",
+}
+
+__all__ = [*sorted(_HOME_OF), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from workbench.checkpoints import Layer, Model, open_model
+    from workbench.errors import WorkbenchError
+    from workbench.grids import (
+        AdditivePowerGrid,
+        CodebookGrid,
+        FloatGrid,
+        Grid,
+        LogGrid,
+        PowerGrid,
+        UniformGrid,
+        parse_grid,
+    )
+    from workbench.panels import Session, Workbench
+    from workbench.quantization import (
+        ErrorReport,
+        QuantizedTensor,
+        Sketch,
+        best_clip,
+        bits_per_weight,
+        error,
+        exact_error,
+        landscape,
+        quantize,
+        search_exponent,
+        sketch,
+        sketch_error,
+    )
+    from workbench.resources import demo_path
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room on first use."""
+    if name not in _HOME_OF:
+        message = f"module 'workbench' has no attribute {name!r}"
+        raise AttributeError(message)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

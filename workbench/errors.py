@@ -1,0 +1,31 @@
+"""The workbench's errors: each carries one sentence that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class WorkbenchError(Exception):
+    """Base of every error that the workbench raises for bad input."""
+
+
+class CheckpointError(WorkbenchError):
+    """A model source is missing, damaged, or of a kind that cannot be opened safely."""
+
+
+class LayerNotFoundError(CheckpointError, KeyError):
+    """No layer of the model has this name."""
+
+    def __str__(self) -> str:
+        """Show the sentence itself: ``KeyError`` would show its ``repr``."""
+        return str(self.args[0]) if self.args else ""
+
+
+class GridError(WorkbenchError, ValueError):
+    """A grid's parameters are out of range, or its text form cannot be read."""
+
+
+class QuantizationError(WorkbenchError, ValueError):
+    """A tensor cannot be quantized as asked (granularity, scale rule, shape or values)."""
+
+
+class Cancelled(WorkbenchError):
+    """The person stopped a long run; what had been finished is kept."""
