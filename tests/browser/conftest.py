@@ -1,0 +1,75 @@
+"""Fixtures of the browser tests: one JupyterLab and one Voilà for the session, a watched page for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # harness.py is a helper of these tests, not a package
+
+from harness import LAUNCH_ARGS, LabPage, LabServer, VoilaServer, WatchedPage
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder ``browser``."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
+    """Launch the system's Chromium (Playwright's own is not downloaded)."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if executable is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    return {**browser_type_launch_args, "executable_path": executable, "args": LAUNCH_ARGS}
+
+
+@pytest.fixture(scope="session")
+def browser_context_args(browser_context_args: dict) -> dict:
+    """The narrower of the two window widths that the workbench is laid out for."""
+    return {**browser_context_args, "viewport": {"width": 1280, "height": 900}}
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """The folder that screenshots go to: ``WORKBENCH_SCREENSHOTS``, else ``test-results/screenshots``."""
+    root = Path(__file__).resolve().parents[2]
+    return Path(os.environ.get("WORKBENCH_SCREENSHOTS") or root / "test-results" / "screenshots")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
+    """A JupyterLab server for the session."""
+    with LabServer(tmp_path_factory.mktemp("lab")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def voila(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VoilaServer]:
+    """A Voilà server for the session."""
+    with VoilaServer(tmp_path_factory.mktemp("voila")) as server:
+        yield server
+
+
+@pytest.fixture
+def lab_page(page, lab: LabServer, screenshots: Path) -> Iterator[LabPage]:
+    """A fresh page on the JupyterLab server; its kernel stops with the test."""
+    watched = LabPage(page, lab, screenshots)
+    yield watched
+    watched.shutdown()
+
+
+@pytest.fixture
+def watched_page(page, screenshots: Path) -> WatchedPage:
+    """A fresh page that collects console errors: for Voilà and for files."""
+    return WatchedPage(page, screenshots)
