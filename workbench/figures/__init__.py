@@ -1,0 +1,1 @@
+"""Results in, plotly figures out: pure functions, one file for each family of figures."""
