@@ -18,7 +18,7 @@ class PerTensor:
     def __str__(self) -> str:
         return "tensor"
 
-    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:  # noqa: ARG002 - one signature for all three
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the shape of the scale array."""
         return (1, 1)
 
@@ -41,7 +41,7 @@ class PerAxis:
     def __str__(self) -> str:
         return "channel"
 
-    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:  # noqa: ARG002 - one signature for all three
+    def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the shape of the scale array."""
         return (rows, 1)
 
