@@ -1,0 +1,1 @@
+"""What the command line is made of: launching notebooks, measuring layers, printing them."""
