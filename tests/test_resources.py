@@ -28,7 +28,7 @@ def test_a_wheels_own_copy_comes_before_a_folder_beside_it(tmp_path, monkeypatch
 
 def test_a_missing_share_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "workbench")
-    with pytest.raises(WorkbenchError, match="notebooks does not come with this installation.*reinstall"):
+    with pytest.raises(WorkbenchError, match=r"notebooks does not come with this installation.*reinstall"):
         notebooks_path()
     with pytest.raises(WorkbenchError, match="data/nothing"):
         shared_path("data/nothing")
@@ -67,7 +67,7 @@ def test_a_damaged_minilm_is_named(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(resources, "_MINILM_PACKAGE", package.name)
-    with pytest.raises(WorkbenchError, match="holds no model/model.safetensors"):
+    with pytest.raises(WorkbenchError, match=r"holds no model/model\.safetensors"):
         demo_path("all-MiniLM-L6-v2")
 
 
