@@ -1,0 +1,89 @@
+"""The lines of Python behind a panel, shown so that a person can select and copy them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+if TYPE_CHECKING:
+    from workbench.panels.session import Session
+
+
+class CodeView(anywidget.AnyWidget):
+    """A read-only text area with Python in it, and a button that copies it."""
+
+    _esm = """
+    function render({ model, el }) {
+      el.classList.add("qwb-code");
+      const area = document.createElement("textarea");
+      area.readOnly = true;
+      area.spellcheck = false;
+      area.wrap = "off";
+      area.setAttribute("aria-label", "Python code that gives the same result");
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "qwb-button";
+      button.textContent = "Copy";
+      const said = document.createElement("span");
+      said.setAttribute("role", "status");
+      const show = () => {
+        area.value = model.get("code");
+        area.rows = Math.min(24, Math.max(2, area.value.split("\\n").length));
+      };
+      const copy = async () => {
+        try {
+          await navigator.clipboard.writeText(area.value);
+        } catch {
+          area.select();               // no clipboard permission (plain http): the selection can still be copied
+          document.execCommand("copy");
+        }
+        said.textContent = "copied";
+        setTimeout(() => { said.textContent = ""; }, 1500);
+      };
+      // JupyterLab would take Ctrl+A, arrows and letters in command mode as its own shortcuts.
+      el.dataset.lmSuppressShortcuts = "true";
+      button.addEventListener("click", copy);
+      model.on("change:code", show);
+      show();
+      const bar = document.createElement("div");
+      bar.append(button, said);
+      el.append(area, bar);
+      return () => model.off("change:code", show);
+    }
+    export default { render };
+    """
+    code = traitlets.Unicode("").tag(sync=True)
+
+
+def preamble(session: Session, *names: str) -> str:
+    """Return the lines that bring a script to the session's layer and grid.
+
+    They define ``model``, ``layer``, ``grid`` and import ``names`` from ``workbench`` besides.
+
+    >>> print(preamble(session, "exact_error"))  # doctest: +SKIP
+    from workbench import exact_error, open_model, parse_grid
+    <BLANKLINE>
+    model = open_model('data/tiny-gemma3')
+    layer = model['model.layers.0.mlp.down_proj']
+    grid = parse_grid('power:bits=4,exponent=0.55')
+    """
+    imports = ", ".join(sorted({"open_model", "parse_grid", *names}))
+    return "\n".join(
+        [
+            f"from workbench import {imports}",
+            "",
+            model_line(session),
+            f"layer = model[{session.layer_name!r}]",
+            f"grid = parse_grid({str(session.grid)!r})",
+        ]
+    )
+
+
+def model_line(session: Session) -> str:
+    """Return the line that opens the session's model; a module in memory has no path and stays a name."""
+    source: Any = session.to_spec()["source"]
+    if source is None:
+        return "model = open_model(module)  # the torch.nn.Module that the workbench was given"
+    return f"model = open_model({source!r})"

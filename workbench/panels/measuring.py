@@ -1,0 +1,184 @@
+"""What the worker measures for a session: sketches, exact errors, searches, and the whole model in the background.
+
+Every function here runs on the worker and publishes under the session's lock, after asking whether anybody still
+wants the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.panels.state import SketchShelf
+
+if TYPE_CHECKING:
+    from workbench.checkpoints import Layer
+    from workbench.grids import Grid
+    from workbench.panels.jobs import Job
+    from workbench.panels.session import Session
+    from workbench.quantization import ErrorReport, Sketch
+
+Progress = Callable[[float], None]
+
+#: Seconds between two batches of results: at most five a second reach the page.
+BATCH_SECONDS = 0.2
+
+
+def sketch_report(sketch: Sketch, grid: Grid, rule: str, clip: float) -> ErrorReport | None:
+    """Return the error that a sketch can tell: none for percentile scales, the best shared clip's for ``mse``."""
+    from workbench.quantization import best_clip, sketch_error
+
+    if rule == "absmax":
+        return sketch_error(sketch, grid, clip=clip)
+    if rule == "mse":
+        return sketch_error(sketch, grid, clip=best_clip(sketch, grid).clip)
+    return None
+
+
+def sketch_of(session: Session, layer: Layer, job: Job, progress: Progress) -> Sketch:
+    """Return a layer's sketch from memory, the disk cache, or its weights."""
+    from workbench.quantization import sketch
+
+    with session.lock:
+        job.check()
+        key = session.sketch_key(layer)
+        found = session.shelf.get(key)
+    if found is None:
+        _, _, granularity, normalization = key
+        found = sketch(layer, granularity=granularity, normalization=normalization, progress=progress)
+        with session.lock:
+            job.check()
+            session.shelf.put(key, found)
+    return found
+
+
+def make_sketch(session: Session, job: Job) -> None:
+    """Make the sketch of the present layer."""
+    layer = session.layer
+    if layer is not None:
+        sketch = sketch_of(session, layer, job, job.progress)
+        with session.lock:
+            job.check()
+            session.show_sketch(sketch)
+
+
+def make_exact(session: Session, job: Job) -> None:
+    """Measure the present layer exactly, channel by channel."""
+    from workbench.quantization import exact_error
+
+    with session.lock:
+        layer, grid, rule, clip = session.layer, session.grid, session.scale_rule, session.clip
+        granularity = session.granularity
+    if layer is None:
+        return
+    report = exact_error(layer, grid, granularity=granularity, scale=rule, clip=clip, per_channel=True)
+    with session.lock:
+        job.check()
+        session.set_trait("exact", report)
+
+
+def best_exponent(session: Session, job: Job, layer: Layer) -> None:
+    """Take the power grid of the present bits and rounding whose exponent errs least on the layer."""
+    from workbench.grids import PowerGrid
+    from workbench.quantization import search_exponent, sketch
+
+    with session.lock:
+        grid, granularity, clip = session.grid, session.granularity, session.clip
+    rounding = getattr(grid, "rounding", "power")
+    power = PowerGrid(bits=grid.bits, rounding=rounding)
+    found = session.shelf.get(SketchShelf.key(layer, granularity, power.normalization))
+    if found is None:
+        found = sketch(layer, granularity=granularity, progress=job.progress)
+    best = search_exponent(found, grid.bits, clip=clip, rounding=rounding)
+    with session.lock:
+        job.check()
+        session.set_grid(PowerGrid(bits=grid.bits, exponent=best.exponent, rounding=rounding))
+
+
+def best_clip(session: Session, job: Job, layer: Layer) -> None:
+    """Take the clip, shared by all groups, at which the present grid errs least on the layer."""
+    from workbench.quantization import best_clip as find
+
+    best = find(sketch_of(session, layer, job, job.progress), session.grid)
+    with session.lock:
+        job.check()
+        session.clip = best.clip
+
+
+def warm_up(_job: Job) -> None:
+    """Compile, or load from numba's cache, the kernels that the first drag will need."""
+    from workbench.kernels.warm import warm_up as warm
+
+    warm()
+
+
+def sweep_errors(session: Session, job: Job) -> Generator[None, None, None]:
+    """Fill ``layer_errors``: the error of each layer at the present grid, from its sketch."""
+
+    def measure(layer: Layer, progress: Progress) -> ErrorReport | None:
+        sketch = sketch_of(session, layer, job, progress)
+        return sketch_report(sketch, session.grid, session.scale_rule, session.clip)
+
+    return _for_all_layers(session, job, "layer_errors", "errors", measure)
+
+
+def sweep_statistics(session: Session, job: Job) -> Generator[None, None, None]:
+    """Fill ``layer_statistics``: moments and extremes of each layer's weights."""
+    from workbench.quantization import weight_statistics
+
+    def measure(layer: Layer, progress: Progress) -> Any:
+        progress(0.0)
+        return weight_statistics(layer)
+
+    return _for_all_layers(session, job, "layer_statistics", "statistics", measure)
+
+
+def _for_all_layers(
+    session: Session, job: Job, trait: str, what: str, measure: Callable[[Layer, Progress], Any]
+) -> Generator[None, None, None]:
+    """Fill a trait (name -> result) for the layers it lacks, in batches; a step of the job is a layer."""
+    with session.lock:
+        job.check()
+        model, names = session.model, session.measured_layers()
+        todo = [name for name in names if name not in getattr(session, trait)]
+    total = sum(model.layers[name].parameters for name in names) if model else 0
+    done = total - sum(model.layers[name].parameters for name in todo) if model else 0
+    batch: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    sent = time.monotonic()
+
+    def publish() -> None:
+        with session.lock:
+            job.check()
+            session.set_trait(trait, {**getattr(session, trait), **batch})
+            if failed:
+                session.set_trait("layer_failures", {**session.layer_failures, **failed})
+        batch.clear()
+        failed.clear()
+
+    for number, name in enumerate(todo, start=len(names) - len(todo) + 1):
+        layer = model.layers[name] if model else None
+        if layer is None:
+            return
+        label = f"{what} of all layers: {number} of {len(names)}"
+        start, share = done, layer.parameters
+
+        def progress(fraction: float, *_: Any, start: int = start, share: int = share, label: str = label) -> None:
+            job.progress((start + share * fraction) / max(total, 1), label)
+
+        try:
+            result = measure(layer, progress)
+            if result is not None:
+                batch[name] = result
+        except WorkbenchError as error:
+            job.check()
+            failed[name] = str(error)
+        done += share
+        if time.monotonic() - sent >= BATCH_SECONDS:
+            publish()
+            sent = time.monotonic()
+        job.progress(done / max(total, 1), label)
+        yield
+    publish()

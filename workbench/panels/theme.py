@@ -1,0 +1,92 @@
+"""Light or dark: what the page shows, known to Python."""
+
+from __future__ import annotations
+
+import anywidget
+import traitlets
+from ipywidgets import HTML
+
+from workbench.panels.session import Session
+
+#: Colours come from the page's own theme (JupyterLab and Voilà define them), with fallbacks for other pages.
+STYLE = """
+.qwb { --qwb-fg: var(--jp-ui-font-color1, #1f2328); --qwb-dim: var(--jp-ui-font-color2, #59636e);
+  --qwb-line: var(--jp-border-color2, #d0d7de); --qwb-bg: var(--jp-layout-color1, #fff);
+  --qwb-soft: var(--jp-layout-color2, #f3f4f6); --qwb-accent: var(--jp-brand-color1, #1976d2);
+  color: var(--qwb-fg); font-family: var(--jp-ui-font-family, system-ui, sans-serif); font-size: 13px; }
+.qwb .qwb-title { font-size: 14px; font-weight: 600; line-height: 26px; margin: 0; }
+.qwb .qwb-dim { color: var(--qwb-dim); }
+.qwb .qwb-error { color: var(--jp-error-color0, #b3261e); white-space: normal; line-height: 1.35; margin: 2px 0; }
+.qwb .qwb-error:empty { display: none; }
+.qwb .widget-html-content { line-height: 1.4; }
+.qwb-panel { min-width: 0; overflow: visible; }
+.qwb-card { border: 1px solid var(--qwb-line); border-radius: 6px; padding: 6px 10px 8px; background: var(--qwb-bg); }
+.qwb button.qwb-button, .qwb .qwb-button button, .qwb button.jupyter-button.qwb-button {
+  background: var(--qwb-soft); color: var(--qwb-fg); border: 1px solid var(--qwb-line); border-radius: 4px;
+  height: 26px; line-height: 24px; padding: 0 10px; font: inherit; cursor: pointer; box-shadow: none; }
+.qwb button.qwb-button:hover { border-color: var(--qwb-dim); }
+.qwb button.qwb-button.mod-active, .qwb button.qwb-button[aria-pressed=true] {
+  background: var(--qwb-accent); border-color: var(--qwb-accent); color: #fff; }
+.qwb :is(button, input, select, textarea, [tabindex]):focus-visible { outline: 2px solid var(--qwb-accent); outline-offset: 1px; }
+.qwb-code textarea { width: 100%; box-sizing: border-box; font-family: var(--jp-code-font-family, monospace);
+  font-size: 12px; line-height: 1.45; color: var(--qwb-fg); background: var(--qwb-soft);
+  border: 1px solid var(--qwb-line); border-radius: 4px; padding: 6px 8px; resize: vertical; }
+.qwb-code > div { display: flex; gap: 8px; align-items: center; margin: 4px 0; }
+"""
+
+
+def style_sheet() -> HTML:
+    """Return the widget that brings the style sheet to the page; it takes no room."""
+    sheet = HTML(f"<style>{STYLE}</style>")
+    sheet.layout.display = "none"
+    return sheet
+
+
+class ThemeWatcher(anywidget.AnyWidget):
+    """Reads off the page whether it is light or dark, and says so when that changes."""
+
+    _esm = """
+    function isDark() {
+      const body = document.body;
+      const lab = body.dataset.jpThemeLight;                       // JupyterLab, Notebook 7
+      if (lab !== undefined) return lab === "false";
+      const code = body.dataset.vscodeThemeKind;                   // VS Code
+      if (code) return code.includes("dark") || code === "vscode-high-contrast";
+      const ground = getComputedStyle(document.documentElement).getPropertyValue("--jp-layout-color0").trim();
+      if (ground) {                                                // Voilà: the theme is only in its colours
+        const probe = document.createElement("span");
+        probe.style.color = ground;
+        body.append(probe);
+        const [r, g, b] = (getComputedStyle(probe).color.match(/[\\d.]+/g) || [255, 255, 255]).map(Number);
+        probe.remove();
+        return 0.299 * r + 0.587 * g + 0.114 * b < 128;
+      }
+      return matchMedia("(prefers-color-scheme: dark)").matches;
+    }
+    function initialize({ model }) {
+      const tell = () => {
+        if (model.get("dark") === isDark()) return;
+        model.set("dark", isDark());
+        model.save_changes();
+      };
+      const observer = new MutationObserver(tell);
+      observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "class"] });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tell);
+      tell();
+      setTimeout(tell, 500);                                       // theme sheets may still be loading
+      return () => observer.disconnect();
+    }
+    export default { initialize };
+    """
+    dark = traitlets.Bool(False).tag(sync=True)
+
+
+def follow_theme(session: Session) -> ThemeWatcher:
+    """Keep ``session.theme`` equal to what the page shows; returns the watcher, to be closed with the session's view."""
+    watcher = ThemeWatcher()
+
+    def tell(_change: object) -> None:
+        session.theme = "dark" if watcher.dark else "light"
+
+    watcher.observe(tell, "dark")
+    return watcher
