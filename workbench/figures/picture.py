@@ -55,17 +55,21 @@ def number(value: float) -> str:
     """Return a tick's text: at most four digits, powers of ten where zeros would fill the axis."""
     if value == 0:
         return "0"
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e") if not 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+    size = abs(value)
+    if 1e4 <= size < 1e6:
+        return f"{value:.0f}"
+    return f"{value:.4g}" if 1e-3 <= size < 1e4 else re.sub(r"e([+-])0*", r"e\1", f"{value:.3g}").replace("e+", "e")
 
 
 class Axis:
     """One axis of a picture: data to pixels, linear or logarithmic, with its ticks."""
 
-    def __init__(self, spec: Any, values: list[np.ndarray], pixels: tuple[int, int], *, zero: bool) -> None:
+    def __init__(self, spec: Any, values: list[np.ndarray], pixels: tuple[int, int], *, zero: bool = False) -> None:
         self.log = spec.type == "log"
         self.title = plain(spec.title.text or "")
         self.pixels = pixels
         self.labels: list[str] | None = None
+        zero = zero or spec.rangemode == "tozero"
         finite = np.concatenate([v[np.isfinite(v)] for v in values] or [np.zeros(1)])
         finite = finite[finite > 0] if self.log else finite
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 10.0)

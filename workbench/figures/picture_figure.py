@@ -27,6 +27,7 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     from PIL import Image, ImageDraw
 
     look = theme(dress)
+    layout: Any = figure.layout
     image = Image.new("RGB", (width, height), look.paper)
     draw = ImageDraw.Draw(image, "RGBA")
     traces = [trace for trace in every(figure) if trace.visible in {None, True} and trace.type in {"bar", "scatter"}]
@@ -38,17 +39,26 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     widths = [_half_width(trace, x) for trace, x in zip(traces, xs, strict=True)]
     spread = [np.concatenate([x - h, x + h]) for x, h in zip(xs, widths, strict=True) if x.size]
     bars = any(trace.type == "bar" for trace in traces)
-    x_axis = Axis(figure.layout.xaxis, spread, (left, right), zero=False)
-    y_axis = Axis(figure.layout.yaxis, ys, (bottom, top), zero=bars)
+    x_axis = Axis(layout.xaxis, spread, (left, right))
+    first = [y for trace, y in zip(traces, ys, strict=True) if trace.yaxis != "y2"]
+    y_axis = Axis(layout.yaxis, first, (bottom, top), zero=bars)
+    overlaid = getattr(layout, "yaxis2", None)
+    second = Axis(overlaid, [], (bottom, top)) if overlaid is not None else y_axis
     if named is not None:
         x_axis.at, x_axis.labels = [float(i) for i in range(len(named))], [plain(word) for word in named]
     _axes(draw, x_axis, y_axis, look)
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
-    plot_area = _Plot(ImageDraw.Draw(layer, "RGBA"), x_axis, y_axis)
+    pen = ImageDraw.Draw(layer, "RGBA")
+    before: tuple[np.ndarray, np.ndarray] | None = None
     for trace, x, y, half in zip(traces, xs, ys, widths, strict=True):
+        plot_area = _Plot(pen, x_axis, second if trace.yaxis == "y2" else y_axis)
         if trace.type == "bar":
             plot_area.bars(x, y, half, _colours(trace.marker.color, len(x), look.weights))
+            plot_area.words(x, y, [plain(word) for word in _list(trace.text)], look.ink)
             continue
+        if trace.fill == "tonexty" and before is not None:
+            plot_area.band(*before, x, y, rgba(trace.fillcolor))
+        before = (x, y)
         mode = trace.mode or "lines"
         if "lines" in mode:
             ink, shape = rgba(trace.line.color or look.weights), trace.line.shape or "linear"
@@ -58,8 +68,8 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     plot = (left, top, right + 1, bottom + 1)
     image.paste(layer.crop(plot), plot[:2], layer.crop(plot))
     draw.line([(left, top), (left, bottom), (right, bottom)], fill=look.quiet)
-    draw.text((left, 6), plain(figure.layout.title.text or ""), font=font(13), fill=look.ink)
-    if figure.layout.showlegend is not False:
+    draw.text((left, 6), plain(layout.title.text or ""), font=font(13), fill=look.ink)
+    if layout.showlegend is not False:
         _legend(draw, [t for t in traces if t.showlegend is not False and t.name], right, look)
     return image
 
@@ -77,8 +87,10 @@ def _axes(draw: Any, x_axis: Axis, y_axis: Axis, look: Theme) -> None:
         if left - 1 <= x <= right + 1:
             draw.line([(x, bottom), (x, bottom + 4)], fill=look.quiet)
             text = x_axis.labels[i] if x_axis.labels else number(tick)
-            draw.text((x, bottom + 6), text, font=font(11), fill=look.ink, anchor="ma")
-    draw.text(((left + right) / 2, bottom + 24), x_axis.title, font=font(12), fill=look.ink, anchor="ma")
+            lines = text.split(" ") if x_axis.labels and len(x_axis.at) > 3 and len(text) > 8 else [text]
+            for row, line in enumerate(lines[:2]):
+                draw.text((x, bottom + 5 + 12 * row), line, font=font(11), fill=look.ink, anchor="ma")
+    draw.text(((left + right) / 2, bottom + 29), x_axis.title, font=font(12), fill=look.ink, anchor="ma")
     sideways(draw._image, y_axis.title, (12, (top + bottom) // 2), look)
 
 
@@ -110,6 +122,18 @@ class _Plot:
             points = [(float(across[i]), float(along[i])) for i in run if good[i]]
             if len(points) > 1:
                 self.pen.line(points, fill=ink, width=max(1, round(wide)))
+
+    def band(self, x: np.ndarray, y: np.ndarray, under_x: np.ndarray, under_y: np.ndarray, ink: Any) -> None:
+        """Fill between two curves."""
+        outline = [*zip(self.x_axis.place(x), self.y_axis.place(y), strict=True)]
+        outline += [*zip(self.x_axis.place(under_x), self.y_axis.place(under_y), strict=True)][::-1]
+        if len(outline) > 2 and np.isfinite(outline).all():
+            self.pen.polygon([(float(a), float(b)) for a, b in outline], fill=ink)
+
+    def words(self, x: np.ndarray, y: np.ndarray, texts: list[str], ink: str) -> None:
+        """Write each text above its bar."""
+        for a, b, text in zip(self.x_axis.place(x), self.y_axis.place(np.nan_to_num(y)), texts, strict=False):
+            self.pen.text((float(a), float(b) - 3), text, font=font(11), fill=ink, anchor="mb")
 
     def dots(self, x: np.ndarray, y: np.ndarray, colours: list[Any], size: Any) -> None:
         """Draw round markers ``size`` pixels wide."""

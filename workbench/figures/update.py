@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -21,17 +20,12 @@ def update_in_place(shown: go.Figure, new: go.Figure) -> None:
     """
     if any(old.type != fresh.type for old, fresh in zip(traces(shown), traces(new), strict=False)):
         shown.data = ()
+    layout = cast("Any", new.layout).to_plotly_json()
     with shown.batch_update():
         for old, fresh in zip(traces(shown), traces(new), strict=False):
             # Not overwrite=True: it would assign the arrays that did not change, and send them again.
             # And not to_dict(): it writes arrays as base64 specs, which a FigureWidget's browser side echoes back whole.
             old.update({name: value for name, value in fresh.to_plotly_json().items() if name not in {"type", "uid"}})
-        layout = new.layout.to_plotly_json()
-        # Shapes and annotations are lists: merging element by element would keep the tail of a longer old list.
-        for name in ("shapes", "annotations"):
-            fresh_items, old_items = layout.pop(name, ()), shown.layout[name]
-            if any(a is None or b is None or a.to_plotly_json() != b for a, b in zip_longest(old_items, fresh_items)):
-                shown.layout[name] = fresh_items
         shown.update_layout(layout)
     before, after = traces(shown), traces(new)
     if len(before) > len(after):
