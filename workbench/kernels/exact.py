@@ -1,0 +1,236 @@
+"""The exact reconstruction error of stored weights: one parallel pass, nothing written but a few sums.
+
+Two ways, chosen by the number of levels. A few levels: each group's thresholds become exact float32 borders
+(``borders.group_borders``) and every weight is compared with all of them, a block of columns at a time, so that the
+compiler turns comparing and selecting into vector instructions. Many levels: a table over the leading bits of
+float32(u) gives the candidate level, and comparing ``u`` with the thresholds of that one table cell settles it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numba import prange
+
+from workbench.grids.grid import Grid
+from workbench.kernels.borders import group_borders
+from workbench.kernels.codes import as_codes, value
+from workbench.kernels.runtime import SUMS, exclusive, kernel
+from workbench.kernels.tables import cell_of, code_table
+
+#: Columns that are worked on at a time: their float32 copies stay in the first-level cache.
+BLOCK = 1024
+
+#: Pieces that the rows are dealt out in: enough that a thread that lags does not hold up the rest for long.
+PARTS = 64
+
+#: Up to this many levels every border is compared.
+FEW_LEVELS = 48
+
+
+@kernel(fastmath=SUMS)
+def _scan_few(codes, start, stop, borders, values, weight, decoded):  # noqa: ANN001, ANN202
+    """Return error, weight and decoded energy and the largest error of one group's columns, a few levels."""
+    error = 0.0
+    energy = 0.0
+    power = 0.0
+    largest = 0.0
+    for first in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - first)
+        b0, b1, b2, b3 = borders[0], borders[1], borders[2], borders[3]
+        v0, v1, v2, v3, v4 = values[0], values[1], values[2], values[3], values[4]
+        for j in range(count):
+            w = value(codes[first + j])
+            v = v1 if w >= b0 else v0
+            v = v2 if w >= b1 else v
+            v = v3 if w >= b2 else v
+            v = v4 if w >= b3 else v
+            weight[j] = w
+            decoded[j] = v
+        for i in range(4, borders.shape[0], 4):
+            b0, b1, b2, b3 = borders[i], borders[i + 1], borders[i + 2], borders[i + 3]
+            v1, v2, v3, v4 = values[i + 1], values[i + 2], values[i + 3], values[i + 4]
+            for j in range(count):
+                w = weight[j]
+                v = decoded[j]
+                v = v1 if w >= b0 else v
+                v = v2 if w >= b1 else v
+                v = v3 if w >= b2 else v
+                v = v4 if w >= b3 else v
+                decoded[j] = v
+        for j in range(count):
+            w64 = np.float64(weight[j])
+            v64 = np.float64(decoded[j])
+            difference = w64 - v64
+            error += difference * difference
+            energy += w64 * w64
+            power += v64 * v64
+            largest = max(largest, abs(difference))
+    return error, energy, power, largest
+
+
+@kernel(parallel=True)
+def _few_levels(codes, group, scale, offset, thresholds, levels, sums):  # noqa: ANN001, ANN202
+    rows, columns = codes.shape
+    groups = scale.shape[1]
+    shared = scale.shape[0] == 1
+    padded = (thresholds.shape[0] + 3) // 4 * 4
+    parts = min(rows, PARTS)
+    for part in prange(parts):
+        weight = np.empty(BLOCK, dtype=np.float32)
+        decoded = np.empty(BLOCK, dtype=np.float32)
+        borders = np.empty(padded, dtype=np.float32)
+        values = np.empty(padded + 1, dtype=np.float32)
+        first = rows * part // parts
+        for row in range(first, rows * (part + 1) // parts):
+            at = 0 if shared else row
+            for g in range(groups):
+                if not shared or row == first:
+                    group_borders(thresholds, levels, scale[at, g], offset[at, g], borders, values)
+                start = g * group
+                found = _scan_few(codes[row], start, min(columns, start + group), borders, values, weight, decoded)
+                _add(sums[row], found, scale[at, g])
+
+
+@kernel(inline=True)
+def _add(total, found, scale):  # noqa: ANN001, ANN202
+    """Add one group's error, weight energy, decoded energy, largest error, and largest error over the scale."""
+    total[0] += found[0]
+    total[1] += found[1]
+    total[2] += found[2]
+    total[3] = max(total[3], found[3])
+    if scale != np.float32(0.0):
+        total[4] = max(total[4], found[3] / abs(np.float64(scale)))
+
+
+@kernel(fastmath=SUMS)
+def _scan_many(codes, start, stop, scale, offset, table, weight, place, cell, level):  # noqa: ANN001, ANN202
+    """Return error, weight and decoded energy and the largest error of one group's columns, any number of levels."""
+    first, shift, floor, top, steps, thresholds, levels = table
+    error = 0.0
+    energy = 0.0
+    power = 0.0
+    largest = 0.0
+    for begin in range(start, stop, BLOCK):
+        count = min(BLOCK, stop - begin)
+        normalise(codes[begin : begin + count], scale, offset, weight, place)
+        for j in range(count):
+            cell[j] = cell_of(np.float32(place[j]), np.int32(shift), np.int32(floor), np.int32(top))
+        if steps == 1:
+            for j in range(count):
+                index = first[cell[j]]
+                index += place[j] >= thresholds[index]
+                level[j] = levels[index]
+        else:
+            for j in range(count):
+                index = first[cell[j]]
+                while place[j] >= thresholds[index]:
+                    index += 1
+                level[j] = levels[index]
+        for j in range(count):
+            w64 = weight[j]
+            v64 = np.float64(np.float32(scale * (level[j] - offset)))
+            difference = w64 - v64
+            error += difference * difference
+            energy += w64 * w64
+            power += v64 * v64
+            largest = max(largest, abs(difference))
+    return error, energy, power, largest
+
+
+@kernel()
+def normalise(codes, scale, offset, weight, place):  # noqa: ANN001, ANN202
+    """Fill float64 weights and their places on the grid's axis, u = w / s + o, as the definition has it."""
+    if scale == 0.0:
+        for j in range(codes.shape[0]):
+            weight[j] = np.float64(value(codes[j]))
+            place[j] = 0.0
+    elif offset == 0.0:
+        for j in range(codes.shape[0]):
+            w = np.float64(value(codes[j]))
+            weight[j] = w
+            place[j] = w / scale
+    else:
+        for j in range(codes.shape[0]):
+            w = np.float64(value(codes[j]))
+            weight[j] = w
+            place[j] = w / scale + offset
+
+
+@kernel(parallel=True)
+def _many_levels(codes, group, scale, offset, table, sums):  # noqa: ANN001, ANN202
+    rows, columns = codes.shape
+    groups = scale.shape[1]
+    shared = scale.shape[0] == 1
+    parts = min(rows, PARTS)
+    for part in prange(parts):
+        weight = np.empty(BLOCK)
+        place = np.empty(BLOCK)
+        level = np.empty(BLOCK)
+        cell = np.empty(BLOCK, dtype=np.int32)
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            at = 0 if shared else row
+            for g in range(groups):
+                start = g * group
+                found = _scan_many(
+                    codes[row],
+                    start,
+                    min(columns, start + group),
+                    np.float64(scale[at, g]),
+                    offset[at, g],
+                    table,
+                    weight,
+                    place,
+                    cell,
+                    level,
+                )
+                _add(sums[row], found, scale[at, g])
+
+
+class RowSums(NamedTuple):
+    """Float64 sums over each row, exact up to the order of summation."""
+
+    error: Float[np.ndarray, " rows"]
+    """sum (w - w_hat)^2."""
+    weight: Float[np.ndarray, " rows"]
+    """sum w^2."""
+    decoded: Float[np.ndarray, " rows"]
+    """sum w_hat^2."""
+    largest: Float[np.ndarray, " rows"]
+    """Largest abs(w - w_hat)."""
+    steps: Float[np.ndarray, " rows"]
+    """Largest abs(w - w_hat) / abs(scale of its group); groups with scale 0 aside."""
+
+
+@exclusive
+def error_sums(
+    rows: np.ndarray,
+    grid: Grid,
+    scale: Float[np.ndarray, "rows groups"],
+    offset: Float[np.ndarray, "rows groups"],
+    group: int,
+) -> RowSums:
+    """Compare every weight of some rows with the level it encodes to.
+
+    Encoding and decoding are those of ``quantize``: u = w / s + o in float64, the grid's thresholds, and
+    w_hat = float32(s * (level - o)).
+
+    Args:
+        rows: finite weights (rows, columns) in any floating-point dtype, as stored.
+        grid: gives levels and thresholds.
+        scale: float32, one value for each row and group; one row where all rows share it.
+        offset: float64, same shape.
+        group: columns that share a scale.
+    """
+    codes = as_codes(rows)
+    sums = np.zeros((codes.shape[0], 5))
+    scale = np.ascontiguousarray(scale, dtype=np.float32)
+    offset = np.ascontiguousarray(offset, dtype=np.float64)
+    if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
+        thresholds, levels = (np.ascontiguousarray(part, dtype=np.float64) for part in (grid.thresholds, grid.levels))
+        _few_levels(codes, group, scale, offset, thresholds, levels, sums)
+    else:
+        _many_levels(codes, group, scale, offset, code_table(grid), sums)
+    return RowSums(*sums.T)
