@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -54,13 +54,29 @@ class Weights(ABC):
             raise IndexError(message)
         return self.rows(index, index + 1)[0]
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:  # noqa: ARG002
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """Read the whole matrix (numpy calls this)."""
         whole = self.rows(0, self.shape[0])
         return whole if dtype is None else whole.astype(dtype)
 
 
-@dataclass(frozen=True, repr=False)
+class _TextOrRecipe:
+    """A field that is given as a text or as a function that makes the text when it is read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._slot = "_" + name
+
+    def __get__(self, instance: object | None, owner: type) -> str:
+        if instance is None:  # a dataclass asks for the field's default: there is none
+            raise AttributeError(self._slot)
+        value = instance.__dict__[self._slot]
+        return value() if callable(value) else value
+
+    def __set__(self, instance: object, value: str | Callable[[], str]) -> None:
+        instance.__dict__[self._slot] = value
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Layer:
     """One weight of a model, with what its name and shape say about it."""
 
@@ -75,8 +91,8 @@ class Layer:
     kind: Kind
     role: str
     """``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, ``gate_proj``, ``up_proj``, ``down_proj``, ``embedding``, ``head``, or ``""``."""
-    content_key: str
-    """Changes when the stored weights change; keys the sketch cache."""
+    content_key: _TextOrRecipe = _TextOrRecipe()
+    """Changes when the stored weights change; keys the sketch cache. For weights in memory it is taken when it is read."""
 
     @property
     def parameters(self) -> int:
