@@ -50,6 +50,8 @@ class CodebookGrid(Grid):
     divided by their largest magnitude; levels within are kept as they are: a codebook fitted on the normalised axis may
     stop short of 1. The text form carries every digit, so that it reads back to the same levels.
 
+    A table known by name is a family of its own (``family == "nf4"``): it need not be stored beside the codes.
+
     Args:
         table: ``nf4``, or 2 to 65536 different finite numbers, not all zero, in any order.
 
@@ -63,16 +65,13 @@ class CodebookGrid(Grid):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", _checked(self.table))
+        if isinstance(self.table, str):
+            object.__setattr__(self, "family", self.table)  # only a table without a name must be stored with the codes
 
     @property
     def bits(self) -> int:
         """Bits of a code: ceil(log2(number of levels))."""
         return (len(self.levels) - 1).bit_length()
-
-    @property
-    def table_bits(self) -> int:
-        """32 bits for each level of a table that is not known by name."""
-        return 0 if isinstance(self.table, str) else 32 * len(self.table)
 
     @property
     def label(self) -> str:

@@ -31,7 +31,8 @@ class Grid(ABC):
     codes are computed when first asked for, kept, and read-only.
     """
 
-    #: First word of the text form: ``uniform``, ``power``, ``log``, ``apot``, ``float``, ``codebook``.
+    #: ``uniform``, ``power``, ``log``, ``apot``, ``float``, ``nf4`` or ``codebook``: the first word of the text form
+    #: (formats with a name of their own, such as ``mxfp4``, are of the family ``float``).
     family: ClassVar[str]
     #: Parameters that the text form always shows; the others only where they differ from their default.
     always_written: ClassVar[tuple[str, ...]] = ("bits",)
@@ -68,11 +69,6 @@ class Grid(ABC):
     def peak(self) -> float:
         """Largest level before it was normalised to 1, e.g. 6.0 for e2m1: a stored scale is ``s / peak``."""
         return 1.0
-
-    @property
-    def table_bits(self) -> int:
-        """Bits of a level table that must be stored beside the codes: 0 for every grid that its text form defines."""
-        return 0
 
     @property
     @abstractmethod
