@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -25,13 +27,25 @@ def update_in_place(shown: go.Figure, new: go.Figure) -> None:
         for old, fresh in zip(traces(shown), traces(new), strict=False):
             # Not overwrite=True: it would assign the arrays that did not change, and send them again.
             # And not to_dict(): it writes arrays as base64 specs, which a FigureWidget's browser side echoes back whole.
-            old.update({name: value for name, value in fresh.to_plotly_json().items() if name not in {"type", "uid"}})
+            properties = fresh.to_plotly_json().items()
+            old.update(
+                {
+                    name: value
+                    for name, value in properties
+                    if name not in {"type", "uid"} and not _same(old, name, value)
+                }
+            )
         shown.update_layout(layout)
     before, after = traces(shown), traces(new)
     if len(before) > len(after):
         shown.data = tuple(before[: len(after)])
     elif len(after) > len(before):
         shown.add_traces(after[len(before) :])
+
+
+def _same(old: Any, name: str, value: Any) -> bool:
+    """Return whether an array is the old one, gaps (NaN) included: plotly itself holds NaN for a change."""
+    return isinstance(value, np.ndarray) and np.array_equal(value, old[name], equal_nan=value.dtype.kind == "f")
 
 
 def traces(figure: go.Figure) -> list[Any]:

@@ -69,7 +69,7 @@ function render({ model, el }) {
     const ctx = image.getContext("2d"), pixels = ctx.createImageData(columns, rows);
     for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
       const v = values[r * columns + c], at = 4 * ((up ? rows - 1 - r : r) * columns + c);
-      if (!Number.isFinite(v)) continue; // no value: the page shows through
+      if (!Number.isFinite(v)) continue;
       const k = base + 3 * clamp(Math.round(((v - low) / span) * 255), 0, 255);
       for (let i = 0; i < 3; i++) pixels.data[at + i] = table.getUint8(k + i);
       pixels.data[at + 3] = 255;
@@ -96,7 +96,7 @@ function render({ model, el }) {
       const first = Math.round(edges[i]), end = Math.round(edges[i + 1]) - 1;
       return end > first ? `${word}s ${first}–${end}` : `${word} ${first}`;
     };
-    return `${name(g("y_name"), g("y_edges"), r, y)}, ${name(g("x_name"), g("x_edges"), c, x)}: ${g("value_name")} ${text(v)}`;
+    return `${name(g("y_name"), g("y_edges"), r, y)}, ${name(g("x_name"), g("x_edges"), c, x)}: ${g("value_name")} ${text(v)} ${g("value_unit")}`.trim();
   }
 
   function draw() {

@@ -52,6 +52,8 @@ class MapView(anywidget.AnyWidget):
     """The x axis in a read-out, e.g. ``exponent``."""
     y_name = traitlets.Unicode("y").tag(sync=True)
     value_name = traitlets.Unicode("").tag(sync=True)
+    """The cell's value in a read-out, e.g. ``SQNR ≈``."""
+    value_unit = traitlets.Unicode("").tag(sync=True)
     x_step = traitlets.Float(0.0).tag(sync=True)
     """The marker's x is rounded to this step (0: not at all)."""
     y_step = traitlets.Float(0.0).tag(sync=True)
