@@ -39,6 +39,13 @@ ZOO = [
     CodebookGrid(tuple(x / 37 for x in range(-30, 38))),
 ]
 
+
+def _distinct(levels: list[float]) -> bool:
+    """Whether the levels are still different, and not all zero, after they were divided by the largest."""
+    largest = max(1.0, *map(abs, levels))
+    return len({level / largest for level in levels}) == len(levels)
+
+
 _bits = st.integers(2, 8)
 _exponents = st.floats(0.05, 2.0)
 _levels = st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=2, max_size=40, unique=True)
@@ -56,12 +63,6 @@ GRIDS = st.one_of(
         st.sampled_from([None, "e8m0", "e4m3"]),
         st.sampled_from([None, 16, 32]),
     ),
-    _levels.filter(lambda x: _distinct(x)).map(CodebookGrid),
+    _levels.filter(_distinct).map(CodebookGrid),
     st.sampled_from([parse_grid(name) for name in PRESETS]),
 )
-
-
-def _distinct(levels: list[float]) -> bool:
-    """Whether the levels are still different, and not all zero, after they were divided by the largest."""
-    largest = max(1.0, *map(abs, levels))
-    return len({level / largest for level in levels}) == len(levels)

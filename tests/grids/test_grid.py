@@ -106,7 +106,7 @@ def test_the_drawing_has_a_tick_for_each_level():
 
 def test_grids_of_the_zoo_have_different_texts_and_labels():
     assert len({str(grid) for grid in ZOO}) == len(ZOO)
-    assert len({grid for grid in ZOO}) == len(ZOO)
+    assert len(set(ZOO)) == len(ZOO)
 
 
 def test_decode_refuses_what_is_no_code():

@@ -23,7 +23,7 @@ def away_from_borders(grid: PowerGrid, u: np.ndarray) -> np.ndarray:
     """The ``u`` for which the class promises the closed form."""
     nearest = np.searchsorted(grid.thresholds, u)
     neighbours = grid.thresholds[np.clip([nearest - 1, nearest], 0, len(grid.thresholds) - 1)]
-    margin = (4 / grid.exponent + 1) * np.spacing(np.abs(neighbours))
+    margin = (8 / grid.exponent) * np.spacing(np.abs(neighbours))
     return u[np.all(np.abs(u - neighbours) > margin, axis=0)]
 
 

@@ -111,7 +111,7 @@ def test_mistakes(text):
 
 @pytest.mark.parametrize("thing", [None, 4, b"nf4", ["nf4"], 0.5])
 def test_what_is_no_text(thing):
-    with pytest.raises(GridError, match="a grid is written as text such as power:bits=4,exponent=0.55, not"):
+    with pytest.raises(GridError, match=r"a grid is written as text such as power:bits=4,exponent=0\.55, not"):
         parse_grid(thing)
 
 

@@ -34,7 +34,7 @@ class PowerGrid(Grid):
     levels are {-1, 0, 1} whatever the exponent.
 
     - ``rounding="power"`` (PowerQuant): q = rint(n * |u|^exponent), half to even in the power domain. ``encode``
-      equals this float64 expression except within 4 / exponent float64 steps of a border, where ``u^exponent`` itself
+      equals this float64 expression except within 8 / exponent float64 steps of a border, where ``u^exponent`` itself
       is not known better; a border that float64 holds exactly (such as u = 1/4 with 2 bits and exponent 1/2) is
       decided half to even.
     - ``rounding="nearest"``: the nearest level; a tie takes the even code.
