@@ -100,7 +100,7 @@ def inspect_model(
     from workbench.checkpoints import open_model
     from workbench.grids import parse_grid
     from workbench.quantization.granularity import parse_granularity
-    from workbench.resources import resolve_source
+    from workbench.resources import DEMO_PREFIX, resolve_source
     from workbench.shell import measure, show
 
     chosen, shared = parse_grid(grid), str(parse_granularity(granularity))
@@ -110,11 +110,12 @@ def inspect_model(
         with show.progress_bar(sum(each.parameters for each in layers)) as advance:
             records = measure.measure_model(layers, chosen, shared, advance)
         summary = measure.totals(records)
+        name = source.removeprefix(DEMO_PREFIX) if source.startswith(DEMO_PREFIX) else model.name
         if as_json:
-            head = {"source": source, "model": model.name, "grid": str(chosen), "granularity": shared}
+            head = {"source": source, "model": name, "grid": str(chosen), "granularity": shared}
             _write_json({**head, "layers": records, "total": summary})
         else:
-            show.make_console().print(show.tree_table(model.name, records, summary, str(chosen), shared))
+            show.make_console().print(show.tree_table(name, records, summary, str(chosen), shared))
     finally:
         model.close()
 
