@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets
 
+from workbench.panels.theme import STYLE
+
 if TYPE_CHECKING:
     from workbench.panels.session import Session
 
@@ -54,6 +56,7 @@ class CodeView(anywidget.AnyWidget):
     }
     export default { render };
     """
+    _css = STYLE  # each panel has a code view, so the panels' style sheet comes to the page with it
     code = traitlets.Unicode("").tag(sync=True)
 
 

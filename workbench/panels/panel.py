@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.panels.code import CodeView
 from workbench.panels.session import Session
 from workbench.panels.snapshot import Snapshot, text_snapshot
-from workbench.panels.theme import style_sheet
+from workbench.panels.theme import follow_theme
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -53,6 +53,7 @@ class Panel(widgets.VBox):
         self._failed_in = ""
         self._is_closed = False
         super().__init__(**layout)
+        follow_theme(self.session)
         self.add_class("qwb").add_class("qwb-panel")
         self.layout.width = "100%"
         self._heading = widgets.HTML(f'<h3 class="qwb-title">{html.escape(self.title)}</h3>')
@@ -70,7 +71,7 @@ class Panel(widgets.VBox):
             [self._heading, self.tools, self._code_button],
             layout={"width": "100%", "align_items": "center", "gap": "6px", "overflow": "visible"},
         )
-        self.children = (style_sheet(), head, self._error_line, self._code_view, self.body)
+        self.children = (head, self._error_line, self._code_view, self.body)
         try:
             self.body.children = tuple(self.build())
         except WorkbenchError as error:

@@ -91,6 +91,7 @@ class Session(traitlets.HasTraits):
     def __init__(self, source: Any = None, *, sweep: bool = True) -> None:
         self.lock = threading.RLock()
         self._closed = False
+        self._cleanups: list[Callable[[], None]] = []
         self._sweeps = sweep
         self.shelf = SketchShelf()
         super().__init__()
@@ -108,7 +109,7 @@ class Session(traitlets.HasTraits):
     # ------------------------------------------------------------------ what a person does
 
     def open(self, source: Any) -> None:
-        """Open a model (anything ``open_model`` takes, or a ``Model``) and close the one before.
+        """Open a model (anything ``open_model`` takes, ``demo:NAME``, or a ``Model``) and close the one before.
 
         Local files are open when this returns; what takes longer (a download) goes on in the background.
         """
@@ -168,10 +169,17 @@ class Session(traitlets.HasTraits):
             if self._closed:
                 return
             self._closed = True
-            model = self.model
+            model, cleanups = self.model, self._cleanups
+            self._cleanups = []
             self.unobserve_all()
             self._forget_model()
             _close_quietly(model)
+        for clean in cleanups:
+            clean()
+
+    def on_close(self, clean: Callable[[], None]) -> None:
+        """Call ``clean()`` when the session closes."""
+        self._cleanups.append(clean)
 
     def to_spec(self) -> dict[str, Any]:
         """Return the state as plain data that ``json`` can write and ``from_spec`` reads back."""
@@ -231,9 +239,10 @@ class Session(traitlets.HasTraits):
 
         def run(job: Job) -> None:
             from workbench.checkpoints import open_model
+            from workbench.resources import resolve_source
 
             job.announce()
-            model = open_model(source)
+            model = open_model(resolve_source(source.strip()) if isinstance(source, str) else source)
             with self.lock:
                 if job.stale:
                     _close_quietly(model)
@@ -284,7 +293,7 @@ class Session(traitlets.HasTraits):
 
     @traitlets.observe("layer_name")
     def _layer_changed(self, _change: Any) -> None:
-        layer = self.model.layers[self.layer_name] if self.model is not None and self.layer_name else None
+        layer = self.model[self.layer_name] if self.model is not None and self.layer_name else None
         if layer is not self.layer:
             self.channel = -1
             self.set_trait("layer", layer)

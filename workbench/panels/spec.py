@@ -11,14 +11,17 @@ from workbench.panels import state
 if TYPE_CHECKING:
     from workbench.panels.session import Session
 
+#: Formats of models that have no address: the source names a class only.
+_IN_MEMORY = frozenset({"module", "arrays"})
+
 
 def write_spec(session: Session) -> dict[str, Any]:
     """Return the session's state; ``source`` is None for a model that has no address (a module in memory)."""
     with session.lock:
-        source = getattr(session.model, "source", None)
+        model = session.model
         return {
             "version": 1,
-            "source": str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else None,
+            "source": str(model.source) if model is not None and model.format not in _IN_MEMORY else None,
             "layer": session.layer_name,
             "compared": list(session.compared),
             "grid": str(session.grid),

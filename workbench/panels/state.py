@@ -122,10 +122,7 @@ def _known_layer(session: Any, name: Any) -> str:
     if session.model is None:
         message = f"no model is open, so there is no layer {_short(name)}; open one first"
         raise QuantizationError(message)
-    if not isinstance(name, str) or name not in session.model.layers:
-        message = f"{session.model.name} has no layer {_short(name)}; pick one from the tree"
-        raise QuantizationError(message)
-    return name
+    return session.model[name].name
 
 
 def _short(value: Any) -> str:

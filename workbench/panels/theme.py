@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import TYPE_CHECKING
+
 import anywidget
 import traitlets
-from ipywidgets import HTML
 
-from workbench.panels.session import Session
+if TYPE_CHECKING:
+    from workbench.panels.session import Session
 
 #: Colours come from the page's own theme (JupyterLab and Voilà define them), with fallbacks for other pages.
 STYLE = """
@@ -33,13 +36,6 @@ STYLE = """
   border: 1px solid var(--qwb-line); border-radius: 4px; padding: 6px 8px; resize: vertical; }
 .qwb-code > div { display: flex; gap: 8px; align-items: center; margin: 4px 0; }
 """
-
-
-def style_sheet() -> HTML:
-    """Return the widget that brings the style sheet to the page; it takes no room."""
-    sheet = HTML(f"<style>{STYLE}</style>")
-    sheet.layout.display = "none"
-    return sheet
 
 
 class ThemeWatcher(anywidget.AnyWidget):
@@ -81,12 +77,20 @@ class ThemeWatcher(anywidget.AnyWidget):
     dark = traitlets.Bool(False).tag(sync=True)
 
 
-def follow_theme(session: Session) -> ThemeWatcher:
-    """Keep ``session.theme`` equal to what the page shows; returns the watcher, to be closed with the session's view."""
-    watcher = ThemeWatcher()
+_watchers: weakref.WeakKeyDictionary[Session, ThemeWatcher] = weakref.WeakKeyDictionary()
+
+
+def follow_theme(session: Session) -> None:
+    """Keep ``session.theme`` equal to what the page shows, until the session closes."""
+    if session in _watchers:
+        return
+    watcher = _watchers[session] = ThemeWatcher()
+    alive = weakref.ref(session)
 
     def tell(_change: object) -> None:
-        session.theme = "dark" if watcher.dark else "light"
+        followed = alive()
+        if followed is not None:
+            followed.theme = "dark" if watcher.dark else "light"
 
     watcher.observe(tell, "dark")
-    return watcher
+    session.on_close(watcher.close)

@@ -1,0 +1,141 @@
+"""Layers: the model's tree with what each layer is, how heavy its tails are, and its error at the present grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import ipywidgets as widgets
+
+from workbench.panels.code import model_line
+from workbench.panels.layers_table import LayersTable
+from workbench.panels.panel import Panel, guarded
+from workbench.panels.snapshot import Snapshot, text_snapshot
+
+#: Rows that a picture of the table shows; more would not be read.
+_PICTURE_ROWS = 40
+
+
+class LayersPanel(Panel):
+    """Search, sort, pick and compare layers; error bars fill in the background."""
+
+    title: ClassVar[str] = "Layers"
+
+    def build(self) -> Sequence[widgets.Widget]:
+        """Make the table and link it with the session, both ways."""
+        self.table = LayersTable(layout={"width": "100%", "height": "100%", "min_height": "240px"})
+        self.table.observe(self._pick, "picked")
+        self.table.observe(self._compare, "compared")
+        self.watch(self._show_model, "model")
+        self.watch(self._show_picked, "layer_name", "compared")
+        self.watch(self._show_errors, "layer_errors", "layer_failures")
+        self.watch(self._show_statistics, "layer_statistics")
+        self.body.layout.flex = "1 1 auto"
+        self._show_model(None)
+        return (self.table,)
+
+    @guarded
+    def _show_model(self, _change: Any) -> None:
+        with self.session.lock:
+            model = self.session.model
+            self.table.show_layers(model.layers if model is not None else {}, self.session.measured_layers())
+        self._show_picked(None)
+        self._show_errors(None)
+        self._show_statistics(None)
+
+    @guarded
+    def _show_picked(self, _change: Any) -> None:
+        with self.session.lock, self.table.hold_sync():
+            self.table.picked = self.session.layer_name
+            self.table.compared = list(self.session.compared)
+
+    @guarded
+    def _show_errors(self, _change: Any) -> None:
+        with self.session.lock, self.table.hold_sync():
+            self.table.sqnr = self.table.column(self.session.layer_errors, "sqnr_db")
+            self.table.failures = dict(self.session.layer_failures)
+
+    @guarded
+    def _show_statistics(self, _change: Any) -> None:
+        with self.session.lock, self.table.hold_sync():
+            self.table.sigma = self.table.column(self.session.layer_statistics, "max_sigma")
+            self.table.kurtosis = self.table.column(self.session.layer_statistics, "kurtosis")
+
+    @guarded
+    def _pick(self, _change: Any) -> None:
+        if self.table.picked:
+            self.session.select(self.table.picked)
+
+    @guarded
+    def _compare(self, _change: Any) -> None:
+        self.session.compared = tuple(self.table.compared)
+
+    def code(self) -> str:
+        """Return Python that prints the error of every layer at the present grid."""
+        session = self.session
+        rule = {
+            "absmax": f"sketch_error(layer_sketch, grid, clip={session.clip!r})",
+            "mse": "sketch_error(layer_sketch, grid, clip=best_clip(layer_sketch, grid).clip)",
+        }.get(session.scale_rule)
+        if rule is None:
+            names = "exact_error, open_model, parse_grid"
+            measure = [f"    report = exact_error({self._exact_arguments()})"]
+        else:
+            names = "open_model, parse_grid, sketch, sketch_error"
+            names = "best_clip, " + names if session.scale_rule == "mse" else names
+            measure = [
+                f"    layer_sketch = sketch(layer, granularity={session.granularity!r}, "
+                "normalization=grid.normalization)",
+                f"    report = {rule}",
+            ]
+        return "\n".join(
+            [
+                f"from workbench import {names}",
+                "",
+                model_line(session),
+                f"grid = parse_grid({str(session.grid)!r})",
+                "for name, layer in model.layers.items():",
+                '    if layer.kind not in {"linear", "conv", "embedding"}:',
+                "        continue",
+                *measure,
+                '    print(f"{name:60s} {report.sqnr_db:6.2f} dB")',
+            ]
+        )
+
+    def _exact_arguments(self) -> str:
+        session = self.session
+        return f"layer, grid, granularity={session.granularity!r}, scale={session.scale_rule!r}, clip={session.clip!r}"
+
+    def numbers(self) -> dict[str, Any]:
+        """Return each layer's shape, number of weights, statistics and error, as far as measured."""
+        with self.session.lock:
+            model, errors = self.session.model, self.session.layer_errors
+            statistics = self.session.layer_statistics
+            layers = dict(model.layers) if model is not None else {}
+        return {
+            **self.session.to_spec(),
+            "layers": {
+                name: {
+                    "shape": list(layer.shape),
+                    "parameters": layer.parameters,
+                    "max_sigma": statistics[name].max_sigma if name in statistics else None,
+                    "kurtosis": statistics[name].kurtosis if name in statistics else None,
+                    "mse": errors[name].mse if name in errors else None,
+                    "sqnr_db": errors[name].sqnr_db if name in errors else None,
+                }
+                for name, layer in layers.items()
+            },
+        }
+
+    def snapshot(self) -> Snapshot:
+        """Return the table as text: the layers in the model's order with their errors."""
+        numbers = self.numbers()
+        layers = numbers["layers"]
+        lines = [f"{self.title} of {numbers['source'] or 'the model'} at {numbers['grid']}, {numbers['granularity']}"]
+        for name, row in list(layers.items())[:_PICTURE_ROWS]:
+            shape = "×".join(map(str, row["shape"]))
+            error = "" if row["sqnr_db"] is None else f"≈ {row['sqnr_db']:.1f} dB"
+            lines.append(f"{name}   {shape}   {error}")
+        if len(layers) > _PICTURE_ROWS:
+            lines.append(f"… and {len(layers) - _PICTURE_ROWS} more layers")
+        return text_snapshot(lines, numbers, width=760)

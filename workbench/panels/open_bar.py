@@ -1,0 +1,117 @@
+"""The top bar: which model is open, what is being done, and what went wrong."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import ipywidgets as widgets
+
+from workbench.panels.code import model_line
+from workbench.panels.panel import Panel, guarded
+
+
+class OpenBar(Panel):
+    """Type a source and open it; progress with a way to stop it; one line for messages."""
+
+    title: ClassVar[str] = "Model"
+
+    def build(self) -> Sequence[widgets.Widget]:
+        """Make the controls and link them with the session."""
+        self.source = widgets.Text(
+            placeholder="folder, .safetensors, .gguf, .pt, or Hub id",
+            description="Open",
+            style={"description_width": "38px"},
+            layout={"flex": "1 1 320px", "width": "auto", "min_width": "200px", "margin": "0"},
+        )
+        self.open_button = widgets.Button(description="Open", tooltip="Open the model at this address")
+        self.summary = widgets.HTML(layout={"flex": "2 1 380px", "min_width": "0", "margin": "0"})
+        self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
+        self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"})
+        self.stop_button = widgets.Button(description="Cancel", tooltip="Stop what is being done; results so far stay")
+        for button in (self.open_button, self.stop_button):
+            button.layout = widgets.Layout(width="auto", height="26px", margin="0", flex="0 0 auto")
+            button.add_class("qwb-button")
+        self.message = widgets.HTML(layout={"display": "none", "width": "100%", "margin": "0"})
+        self.working = widgets.HBox(
+            [self.status, self.progress, self.stop_button],
+            layout={"align_items": "center", "gap": "8px", "flex": "0 0 auto", "visibility": "hidden"},
+        )
+        self.open_button.on_click(self._open)
+        self.source.on_msg(self._open_on_enter)
+        self.stop_button.on_click(self._stop_or_resume)
+        self.watch(self._show_model, "model")
+        self.watch(self._show_work, "busy", "progress", "paused")
+        self.watch(self._show_message, "message")
+        self._show_model(None)
+        self._show_work(None)
+        self._show_message(None)
+        row = widgets.HBox(
+            [self.source, self.open_button, self.summary, self.working],
+            layout={"align_items": "center", "gap": "8px", "width": "100%", "flex_flow": "row wrap"},
+        )
+        return (row, self.message)
+
+    @guarded
+    def _open(self, _event: Any) -> None:
+        if self.source.value.strip():
+            self.session.open(self.source.value)
+
+    def _open_on_enter(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
+        if content.get("event") == "submit":
+            self._open(None)
+
+    @guarded
+    def _stop_or_resume(self, _button: Any) -> None:
+        if self.session.paused and not self.session.busy:
+            self.session.resume()
+        else:
+            self.session.cancel()
+
+    @guarded
+    def _show_model(self, _change: Any) -> None:
+        with self.session.lock:
+            model = self.session.model
+            if model is None:
+                self.summary.value = '<span class="qwb-dim">No model is open.</span>'
+                return
+            family = model.config.get("model_type") or model.config.get("general.architecture") or model.format
+            facts = [str(family), f"{len(model.layers)} layers", f"{_count(model.parameters)} weights"]
+            if model.quantization:
+                facts.append(f"stored as {model.quantization}")
+            self.summary.value = (
+                f'<span class="qwb-line" title="{html.escape(str(model.source))}"><b>{html.escape(model.name)}</b> '
+                f'<span class="qwb-dim">{html.escape(" · ".join(facts))}</span></span>'
+            )
+
+    @guarded
+    def _show_work(self, _change: Any) -> None:
+        with self.session.lock:
+            busy, paused = self.session.busy, self.session.paused
+            if busy:
+                self.progress.value = self.session.progress
+            self.status.value = html.escape(busy or ("stopped" if paused else ""))
+            self.progress.layout.visibility = "visible" if busy else "hidden"
+            self.stop_button.description = "Resume" if paused and not busy else "Cancel"
+            self.working.layout.visibility = "visible" if busy or paused else "hidden"
+
+    @guarded
+    def _show_message(self, _change: Any) -> None:
+        with self.session.lock:
+            sentence = self.session.message
+            self.message.value = (
+                f'<div class="qwb-error" role="alert">{html.escape(sentence)}</div>' if sentence else ""
+            )
+            self.message.layout.display = None if sentence else "none"
+
+    def code(self) -> str:
+        """Return the line that opens the model."""
+        return f"from workbench import open_model\n\n{model_line(self.session)}\nprint(model.tree)"
+
+
+def _count(weights: int) -> str:
+    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if weights >= size:
+            return f"{weights / size:.3g} {word}"
+    return str(weights)
