@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # harness.py is a helper of these tests, not a package
 
-from harness import LAUNCH_ARGS, LabPage, LabServer, VoilaServer, WatchedPage
+from harness import LATENCY_FILE, LAUNCH_ARGS, LabPage, LabServer, VoilaServer, WatchedPage
 
+RESULTS = Path(__file__).resolve().parents[2] / "test-results"
+STARTED = time.time()
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -40,11 +44,30 @@ def browser_context_args(browser_context_args: dict) -> dict:
     return {**browser_context_args, "viewport": {"width": 1280, "height": 900}}
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the latencies that this run measured, each beside its budget."""
+    file = RESULTS / LATENCY_FILE
+    if not file.exists() or file.stat().st_mtime < STARTED:
+        return
+    content = json.loads(file.read_text())
+    terminalreporter.section("latencies measured in the page")
+    for name, value in content["measured"].items():
+        budget = content["budget"].get(name)
+        shown = f"{value:.1f}" if isinstance(value, float) else value
+        terminalreporter.write_line(f"{name}: {shown}" + (f" (budget {budget})" if budget else ""))
+
+
+@pytest.fixture(scope="session")
+def results() -> Path:
+    """The folder that measured figures go to: ``test-results``."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    return RESULTS
+
+
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
     """The folder that screenshots go to: ``WORKBENCH_SCREENSHOTS``, else ``test-results/screenshots``."""
-    root = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get("WORKBENCH_SCREENSHOTS") or root / "test-results" / "screenshots")
+    return Path(os.environ.get("WORKBENCH_SCREENSHOTS") or RESULTS / "screenshots")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,9 @@ HARMLESS = re.compile(
 )
 
 
+LATENCY_FILE = "latency.json"
+
+
 def free_port() -> int:
     """Ask the system for a port that nobody listens on."""
     with socket.socket() as probe:

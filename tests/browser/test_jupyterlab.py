@@ -35,9 +35,14 @@ class Bench:
         return self.lab.page
 
     def panel(self, title: str) -> Any:
-        """Return the panel that carries a heading."""
+        """Return the panel that carries a heading, brought forward where it is on a tab."""
+        tab = self.page.get_by_role("tab", name=title, exact=True)
+        if tab.count():
+            tab.first.click()
         heading = self.page.locator(".qwb-title", has_text=re.compile(f"^{title}$"))
-        return self.page.locator(".qwb-panel").filter(has=heading).last
+        panel = self.page.locator(".qwb-panel").filter(has=heading).last
+        panel.wait_for()
+        return panel
 
     def pick(self, layer: str) -> None:
         """Search a layer by its full name and pick it with the mouse."""
