@@ -13,7 +13,7 @@ from workbench.grids.grid import Grid
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.scale_formats import SCALE_BITS, check_scale_format
 
-#: Bits of one number of a codebook that was fitted to the tensor, and of a tensor's second-level scale.
+#: Bits of a level that was fitted to the tensor, of a second-level scale, and of an offset beside 8-bit scales.
 FLOAT32_BITS = 32
 
 

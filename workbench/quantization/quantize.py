@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -54,8 +55,11 @@ class QuantizedTensor:
     @property
     def stored_scale(self) -> Float[np.ndarray, "rows groups"]:
         """The numbers a file would hold, float32: the step of a uniform grid, the scale of raw float values."""
-        unit = unit_count(self.grid) * (1.0 if self.tensor_scale is None else self.tensor_scale or 1.0)
-        return (self.scale.astype(np.float64) / unit).astype(np.float32)
+        unit = unit_count(self.grid)
+        if self.tensor_scale is None:
+            return (self.scale.astype(np.float64) / unit).astype(np.float32)
+        ratio = self.scale.astype(np.float64) / (unit * (self.tensor_scale or 1.0))
+        return ratio.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)  # undoes the float32 rounding of the product
 
     @property
     def group_size(self) -> int:
@@ -64,7 +68,7 @@ class QuantizedTensor:
 
     def rows(self, start: int, stop: int) -> Float[np.ndarray, "rows columns"]:
         """Return the float32 weights that rows ``start`` to ``stop`` of the matrix view stand for."""
-        index = self._index_of_code[self.codes[start:stop].astype(np.int64) - self._least_code]
+        index = self._index(self.codes[start:stop])
         scale, offset = (rows_of(part, start, stop) for part in (self.scale, self.offset))
         return decode_block(index, self.grid, scale, offset, self.group_size)
 
@@ -101,16 +105,22 @@ class QuantizedTensor:
         return pd.DataFrame(table, index=index)
 
     @cached_property
-    def _least_code(self) -> int:
-        return int(self.grid.codes.min())
-
-    @cached_property
-    def _index_of_code(self) -> np.ndarray:
-        """Level index of each code, counted from the least one."""
-        codes = self.grid.codes.astype(np.int64) - self._least_code
-        table = np.zeros(int(codes.max()) + 1, dtype=np.int32)
-        table[codes] = np.arange(len(codes), dtype=np.int32)
+    def _index_of_code(self) -> Int[np.ndarray, " codes"]:
+        """Level index of each code, counted from the least one; -1 where no level has the code."""
+        codes = self.grid.codes.astype(np.int64)
+        table = np.full(int(codes.max() - codes.min()) + 1, -1, dtype=np.int32)
+        table[codes - codes.min()] = np.arange(len(codes), dtype=np.int32)
         return table
+
+    def _index(self, codes: Int[np.ndarray, "rows columns"]) -> Int[np.ndarray, "rows columns"]:
+        """Return the level index of stored codes: by table, or through ``grid.decode`` for codes that encoders avoid."""
+        table = self._index_of_code
+        place = codes.astype(np.int64) - int(self.grid.codes.min())
+        if place.min() >= 0 and place.max() < len(table):
+            index = table[place]
+            if index.min() >= 0:
+                return index
+        return np.searchsorted(self.grid.levels, self.grid.decode(codes))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         whole = self.dequantize()
@@ -199,4 +209,5 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
 def code_dtype(grid: Grid) -> np.dtype:
     """Return the smallest integer type that holds every code of a grid: unsigned unless codes are negative."""
     least, largest = int(grid.codes.min()), int(grid.codes.max())
-    return np.promote_types(np.min_scalar_type(least), np.min_scalar_type(largest))
+    kinds = (np.uint8, np.uint16, np.uint32) if least >= 0 else (np.int8, np.int16, np.int32)
+    return next(np.dtype(kind) for kind in kinds if np.iinfo(kind).min <= least and largest <= np.iinfo(kind).max)

@@ -39,7 +39,7 @@ def check_scale_format(name: str | None, grid: Grid) -> str:
     Raises:
         QuantizationError: the format is unknown, or cannot hold the signed scales that the grid needs.
     """
-    name = name or getattr(grid, "scale_format", None) or "float32"
+    name = name or grid.scale_format or "float32"
     if name not in SCALE_BITS:
         message = f"scale format {name!r} is not known; write one of {', '.join(SCALE_BITS)}"
         raise QuantizationError(message)
@@ -55,9 +55,8 @@ def unit_count(grid: Grid) -> float:
     The raw peak of a float grid (6 for e2m1, 448 for e4m3); the number of steps from 0 to 1 of a uniform grid (7, 8 or
     15 at 4 bits); 1 for every other grid, whose levels have no common unit.
     """
-    peak = float(getattr(grid, "peak", 1.0))
-    if peak != 1.0:
-        return peak
+    if grid.peak != 1.0:
+        return float(grid.peak)
     if grid.family == "uniform":
         return float(round(1.0 / float(grid.levels[-1] - grid.levels[-2])))
     return 1.0

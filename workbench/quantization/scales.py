@@ -132,8 +132,9 @@ def scale_and_offset(
 
     * ``absmax``: scale = clip * max|w|, offset 0.
     * ``signed``: the same magnitude; its sign maps the weight of largest magnitude onto the level -1.
-    * ``range``: scale = clip * (max(w, 0) - min(w, 0)); the clip shrinks the range around its middle, and the offset is
-      -low / (high - low) of the shrunk range, rounded to a whole code where the grid has an integer zero point.
+    * ``range``: scale = clip * (max(w, 0) - min(w, 0)). The clip shrinks the range around its middle: with
+      o = -min / (max - min) on the axis of the whole range, the offset is (o - (1 - clip) / 2) / clip, rounded to a
+      whole code (half to even) where the grid has an integer zero point.
 
     Args:
         ranges: what the groups hold.
