@@ -66,9 +66,8 @@ class LogGrid(Grid):
     def thresholds(self) -> Float[np.ndarray, " levels-1"]:
         """Midpoints, or the odd powers of sqrt(2), float64."""
         if self.rounding == "log":
-            # sqrt(1/2) is irrational: no tie, and the first float64 above it is the threshold of every octave
+            # sqrt(1/2) is irrational: no tie. Its float64 lies above it, so it is the first of the upper octave
             root = math.sqrt(0.5)
-            root = root if root * root > 0.5 else math.nextafter(root, 1.0)
             positive = np.ldexp(root, np.arange(1 - self.n, 1))
         else:
             tie_up = np.arange(self.n) % 2 == 1
