@@ -113,7 +113,7 @@ def _is_head(name: str) -> bool:
 def _is_language_model(config: Mapping[str, Any]) -> bool:
     architectures = config.get("architectures") or []
     return any(
-        isinstance(word, str) and ("ForCausalLM" in word or "ForConditionalGeneration" in word)
+        isinstance(word, str) and ("ForCausalLM" in word or "LMHead" in word or "ForConditionalGeneration" in word)
         for word in architectures
     ) or ("general.architecture" in config)
 

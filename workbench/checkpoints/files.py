@@ -61,7 +61,7 @@ class CheckpointFile:
         if self.closed:
             message = f"{self.path.name!r} was closed with its model; open the model again to read its weights"
             raise CheckpointError(message)
-        view = memoryview(buffer)
+        view = memoryview(buffer)  # pyright: ignore[reportArgumentType] - numpy arrays are buffers
         done = 0
         while done < len(view):
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def _inside(folder: Path, name: str, index: str) -> Path:
     allowed = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         allowed.append(root.parent.parent / "blobs")
-    escapes = "\0" in name or os.path.isabs(name) or ".." in Path(name).parts or "\\" in name
+    escapes = "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name
     if escapes or not any(path.resolve().is_relative_to(place) for place in allowed):
         message = (
             f"the index {index!r} points to {name[:80]!r}, outside the model's folder; shards must lie beside the index"

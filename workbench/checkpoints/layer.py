@@ -69,8 +69,8 @@ class _TextOrRecipe:
     def __get__(self, instance: object | None, owner: type) -> str:
         if instance is None:  # a dataclass asks for the field's default: there is none
             raise AttributeError(self._slot)
-        value = instance.__dict__[self._slot]
-        return value() if callable(value) else value
+        value: str | Callable[[], str] = instance.__dict__[self._slot]
+        return value if isinstance(value, str) else value()
 
     def __set__(self, instance: object, value: str | Callable[[], str]) -> None:
         instance.__dict__[self._slot] = value

@@ -185,7 +185,7 @@ def read_module(module: torch.nn.Module) -> ModuleContents:
         tensor = wrap(name, parameter)
         if tensor is None:
             continue
-        identity = _memory(parameter)
+        identity = memory_of(parameter)
         if identity in first_name:
             tied[name] = first_name[identity]
             continue
@@ -196,7 +196,7 @@ def read_module(module: torch.nn.Module) -> ModuleContents:
     return ModuleContents(tensors, frozenset(buffers), conv1d, tied)
 
 
-def _memory(tensor: torch.Tensor) -> object:
+def memory_of(tensor: torch.Tensor) -> object:
     """Identify the memory a tensor shows: shared storage at the same place in the same shape is the same weight."""
     if tensor.numel() == 0:
         return id(tensor)

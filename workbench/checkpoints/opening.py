@@ -109,11 +109,12 @@ def _open_file(path: Path) -> Model:
 
 
 def _open_gguf(paths: list[Path], name: str, source: str) -> Model:
-    from workbench.checkpoints.gguf_file import gguf_entries, read_gguf
+    from workbench.checkpoints.gguf_file import gguf_entries, gguf_facts, read_gguf
 
     files, tensors, config = read_gguf(paths)
     try:
-        assembled = assemble(gguf_entries(tensors.values(), config), config)
+        facts = gguf_facts(config, tensors)
+        assembled = assemble(gguf_entries(tensors.values(), facts), facts)
     except CheckpointError:
         _close(files)
         raise
@@ -132,24 +133,33 @@ def _open_gguf(paths: list[Path], name: str, source: str) -> Model:
 def _open_torch(paths: list[Path], name: str, source: str, config: dict[str, Any]) -> Model:
     from workbench.checkpoints.torch_file import read_torch_files
 
-    return _build(name, source, "torch", read_torch_files(paths), config, sort=False)
+    tensors, tied = read_torch_files(paths)
+    shared = {layer_name(alias): layer_name(first) for alias, first in tied.items()}
+    return _build(name, source, "torch", tensors, config, sort=len(paths) > 1, tied=shared)
 
 
 def _open_module(module: torch.nn.Module) -> Model:
     contents = read_module(module)
-    config = getattr(module, "config", None)
-    config = config.to_dict() if hasattr(config, "to_dict") else {}
-    parameters = [tensor for name, tensor in contents.tensors.items() if name not in contents.buffers]
-    entries = tensor_entries(parameters, config, conv1d=contents.conv1d)
-    tied = {layer_name(alias): layer_name(name) for alias, name in contents.tied.items()}
+    settings: Any = getattr(module, "config", None)
+    config = settings.to_dict() if hasattr(settings, "to_dict") else {}
+    decoded = prequantized.decode(contents.tensors, config)
+    skipped = decoded.used | contents.buffers
+    parameters = [tensor for name, tensor in contents.tensors.items() if name not in skipped]
+    entries = [*tensor_entries(parameters, config, conv1d=contents.conv1d), *decoded.entries]
     kept = {entry.name for entry in entries}
+    tied = {layer_name(alias): layer_name(name) for alias, name in contents.tied.items()}
     untied = {**config, "tie_word_embeddings": False}  # the module itself says what is shared
-    assembled = assemble(
-        entries, untied, sort=False, tied={alias: name for alias, name in tied.items() if name in kept}
-    )
     title = type(module).__name__
     return Model(
-        name=title, source=title, format="module", assembled=assembled, tensors=contents.tensors, config=config
+        name=title,
+        source=title,
+        format="module",
+        assembled=assemble(
+            entries, untied, sort=False, tied={alias: name for alias, name in tied.items() if name in kept}
+        ),
+        tensors=contents.tensors,
+        config=config,
+        quantization=decoded.scheme,
     )
 
 
@@ -162,13 +172,14 @@ def _build(
     *,
     files: list[CheckpointFile] | None = None,
     sort: bool = True,
+    tied: dict[str, str] | None = None,
 ) -> Model:
     """Assemble a model from tensors by name, dequantizing what the configuration says is quantized."""
     try:
         decoded = prequantized.decode(tensors, config)
         plain = [tensor for tensor in tensors.values() if tensor.name not in decoded.used]
         entries = [*tensor_entries(plain, config), *decoded.entries]
-        assembled = assemble(entries, config, sort=sort or bool(decoded.entries))
+        assembled = assemble(entries, config, sort=sort or bool(decoded.entries), tied=tied)
     except CheckpointError as error:
         _close(files or [])
         message = f"{name} cannot be opened: {error}"

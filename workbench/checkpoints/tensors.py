@@ -58,9 +58,9 @@ class StoredTensor(ABC):
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Return columns ``start`` to ``stop`` of a 2-D tensor, C-contiguous, reading it in bands of rows."""
         rows, width = self.shape
-        out = np.empty((rows, stop - start), dtype=self.dtype)
         if start == 0 and stop == width:
             return self.elements(0, self.size).reshape(self.shape)
+        out = np.empty((rows, stop - start), dtype=self.dtype)
         if (stop - start) * self.dtype.itemsize >= 1 << 16:  # long runs: read them alone
             for row in range(rows):
                 out[row] = self.elements(row * width + start, row * width + stop)
