@@ -14,44 +14,41 @@ if TYPE_CHECKING:
 
 
 class CodeView(anywidget.AnyWidget):
-    """A read-only text area with Python in it, and a button that copies it."""
+    """Lines of Python to select, and a button that copies them."""
 
     _esm = """
     function render({ model, el }) {
       el.classList.add("qwb-code");
-      const area = document.createElement("textarea");
-      area.readOnly = true;
-      area.spellcheck = false;
-      area.wrap = "off";
-      area.setAttribute("aria-label", "Python code that gives the same result");
+      el.dataset.lmSuppressShortcuts = "true";   // in command mode JupyterLab would take Ctrl+C and arrows for itself
+      const text = document.createElement("pre");
+      text.tabIndex = 0;
+      text.setAttribute("aria-label", "Python code that gives the same result");
       const button = document.createElement("button");
       button.type = "button";
       button.className = "qwb-button";
       button.textContent = "Copy";
       const said = document.createElement("span");
       said.setAttribute("role", "status");
-      const show = () => {
-        area.value = model.get("code");
-        area.rows = Math.min(24, Math.max(2, area.value.split("\\n").length));
-      };
-      const copy = async () => {
+      const show = () => { text.textContent = model.get("code"); };
+      const select = () => getSelection().selectAllChildren(text);
+      text.addEventListener("keydown", (event) => {
+        if (event.key === "a" && (event.ctrlKey || event.metaKey)) { select(); event.preventDefault(); }
+      });
+      button.addEventListener("click", async () => {
         try {
-          await navigator.clipboard.writeText(area.value);
+          await navigator.clipboard.writeText(model.get("code"));
         } catch {
-          area.select();               // no clipboard permission (plain http): the selection can still be copied
+          select();                              // no clipboard permission (plain http): copy the selection
           document.execCommand("copy");
         }
         said.textContent = "copied";
         setTimeout(() => { said.textContent = ""; }, 1500);
-      };
-      // JupyterLab would take Ctrl+A, arrows and letters in command mode as its own shortcuts.
-      el.dataset.lmSuppressShortcuts = "true";
-      button.addEventListener("click", copy);
+      });
       model.on("change:code", show);
       show();
       const bar = document.createElement("div");
       bar.append(button, said);
-      el.append(area, bar);
+      el.append(text, bar);
       return () => model.off("change:code", show);
     }
     export default { render };

@@ -14,10 +14,10 @@ const COLUMNS = [
 	{ key: "parameters", text: "weights", tip: "Number of weights" },
 	{ key: "sigma", text: "max/σ", tip: "Largest weight in standard deviations: how heavy the tails are" },
 	{ key: "kurtosis", text: "kurtosis", tip: "Fourth standardised moment; a Gaussian has 3" },
-	{ key: "sqnr", text: "SQNR ≈ dB", tip: "Signal to quantization noise at the present grid, from the sketch; the bar is full at 48 dB" },
+	{ key: "sqnr", text: "SQNR ≈ dB", tip: "Signal to quantization noise at the present grid; the bar is full at 48 dB" },
 ];
 
-const short = (n) => (n >= 1e9 ? `${(n / 1e9).toPrecision(3)}G` : n >= 1e6 ? `${(n / 1e6).toPrecision(3)}M` : n >= 1e3 ? `${(n / 1e3).toPrecision(3)}k` : `${n}`);
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const decimals = (x) => (Math.abs(x) >= 1000 ? x.toExponential(1) : Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(1));
 const reading = (x) => (x === Infinity ? "∞" : Number.isFinite(x) ? decimals(x) : "");
 const band = (x) => (x < 10 ? "poor" : x < 20 ? "fair" : x < 30 ? "good" : "fine");
@@ -58,41 +58,31 @@ export function matcher(query) {
 	return (...texts) => words.every((word) => texts.some((text) => word.test(text.toLowerCase())));
 }
 
-const element = (tag, className, text) => {
-	const made = document.createElement(tag);
-	if (className) made.className = className;
-	if (text !== undefined) made.textContent = text;
+const element = (tag, className = "", text = "", attributes = {}) => {
+	const made = Object.assign(document.createElement(tag), { className, textContent: text });
+	for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
 	return made;
 };
 
 function render({ model, el }) {
 	const id = `qwb-layers-${Math.random().toString(36).slice(2)}`;
-	const root = element("div", "qwb qwb-layers");
-	root.dataset.lmSuppressShortcuts = "true"; // arrows, Enter and letters are ours, not the notebook's
-	const search = element("input");
-	search.type = "search";
-	search.placeholder = "Search layers: attn, *.down_proj";
-	search.setAttribute("aria-label", "Search layers by name, kind or role");
-	search.setAttribute("aria-controls", id);
-	const count = element("span", "qwb-dim");
-	count.setAttribute("role", "status");
+	// Arrows, Enter and letters are ours, not the notebook's.
+	const root = element("div", "qwb qwb-layers", "", { "data-lm-suppress-shortcuts": "true" });
+	const search = element("input", "", "", {
+		type: "search", placeholder: "Search layers: attn, *.down_proj", "aria-label": "Search layers by name, kind or role", "aria-controls": id,
+	});
+	const count = element("span", "qwb-dim", "", { role: "status" });
 	const bar = element("div", "bar");
+	const grid = element("div", "grid", "", {
+		id, tabindex: 0, role: "treegrid", "aria-label": "Layers: Enter picks, Space compares", "aria-multiselectable": "true",
+	});
+	const head = element("div", "row head", "", { role: "row" });
+	const view = element("div", "view", "", { role: "presentation" });
+	const sheet = element("div", "sheet", "", { role: "rowgroup" });
+	const foot = element("div", "foot qwb-dim");
 	bar.append(search, count);
-	const grid = element("div", "grid");
-	grid.id = id;
-	grid.tabIndex = 0;
-	grid.setAttribute("role", "treegrid");
-	grid.setAttribute("aria-label", "Layers: Enter picks, Space compares");
-	grid.setAttribute("aria-multiselectable", "true");
-	const head = element("div", "row head");
-	head.setAttribute("role", "row");
-	const view = element("div", "view");
-	view.setAttribute("role", "presentation");
-	const sheet = element("div", "sheet");
-	sheet.setAttribute("role", "rowgroup");
 	view.append(sheet);
 	grid.append(head, view);
-	const foot = element("div", "foot qwb-dim");
 	root.append(bar, grid, foot);
 	el.append(root);
 
@@ -104,12 +94,8 @@ function render({ model, el }) {
 	};
 
 	const headers = COLUMNS.map(({ key, text, tip }) => {
-		const cell = element("div", `cell ${key}`);
-		cell.setAttribute("role", "columnheader");
-		const button = element("button", "", text);
-		button.type = "button";
-		button.title = `${tip}. Click to sort.`;
-		button.tabIndex = -1;
+		const cell = element("div", `cell ${key}`, "", { role: "columnheader" });
+		const button = element("button", "", text, { type: "button", title: `${tip}. Click to sort.`, tabindex: -1 });
 		button.addEventListener("click", () => {
 			const first = !["name", "kind"].includes(key) && key !== "sqnr"; // the worst layer first: lowest SQNR, largest of the rest
 			if (sort.key !== key) sort = { key, down: first };
@@ -205,20 +191,15 @@ function render({ model, el }) {
 
 	function rowElement(row, at) {
 		const leaf = row.leaf >= 0 && !row.children.length, i = row.leaf;
-		const line = element("div", "row");
-		line.id = `${id}-${at}`;
-		line.style.top = `${at * ROW}px`;
-		line.dataset.at = at;
-		line.setAttribute("role", "row");
-		line.setAttribute("aria-rowindex", at + 2);
-		line.setAttribute("aria-level", row.level);
+		const line = element("div", "row", "", {
+			id: `${id}-${at}`, "data-at": at, role: "row", "aria-rowindex": at + 2, "aria-level": row.level, style: `top: ${at * ROW}px`,
+		});
 		const picked = i >= 0 && row.path === model.get("picked"), compared = model.get("compared").includes(row.path);
 		if (i >= 0) line.setAttribute("aria-selected", picked || compared);
 		if (row.children.length) line.setAttribute("aria-expanded", !folded.has(row.path));
 		line.classList.toggle("picked", picked);
 		line.classList.toggle("active", at === active);
-		const name = element("div", "cell name");
-		name.style.paddingLeft = `${4 + (row.level - 1) * 12}px`;
+		const name = element("div", "cell name", "", { style: `padding-left: ${4 + (row.level - 1) * 12}px` });
 		const mark = element("span", row.children.length ? "twist" : "tick", row.children.length ? (folded.has(row.path) ? "▸" : "▾") : compared ? "✓" : "");
 		if (leaf) mark.title = compared ? "Compared; click to leave out" : "Click to compare";
 		name.append(mark, element("span", "label", row.label));
@@ -226,7 +207,7 @@ function render({ model, el }) {
 		const cells = {
 			kind: leaf ? rows.roles[i] || rows.kinds[i] : "",
 			shape: leaf ? rows.shapes[i] : `${row.leaves.length} layers`,
-			parameters: short(leaf ? rows.parameters[i] : total(row)),
+			parameters: compact.format(leaf ? rows.parameters[i] : total(row)),
 			sigma: reading(worst(row, "sigma")),
 			kurtosis: reading(worst(row, "kurtosis")),
 		};
@@ -250,8 +231,7 @@ function render({ model, el }) {
 			cell.append(element("span", "number", "!"));
 			cell.title = failure;
 		} else if (!Number.isNaN(value)) {
-			const strip = element("div", `strip ${band(value)}`);
-			strip.style.width = `${100 * Math.min(1, Math.max(0.02, value / FULL_BAR))}%`;
+			const strip = element("div", `strip ${band(value)}`, "", { style: `width: ${100 * Math.min(1, Math.max(0.02, value / FULL_BAR))}%` });
 			const track = element("div", "track");
 			track.append(strip);
 			cell.append(track, element("span", "number", reading(value)));
@@ -324,10 +304,15 @@ function render({ model, el }) {
 		else return;
 		event.preventDefault();
 	});
-	search.addEventListener("input", () => relist(true));
+	const searched = () => {
+		if (!search.value) unfoldTo(model.get("picked"));
+		relist(true);
+		if (!search.value) reveal(model.get("picked"));
+	};
+	search.addEventListener("input", searched);
 	search.addEventListener("keydown", (event) => {
 		if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); grid.focus(); move(active); }
-		else if (event.key === "Escape" && search.value) { event.preventDefault(); search.value = ""; relist(true); reveal(model.get("picked")); }
+		else if (event.key === "Escape" && search.value) { event.preventDefault(); search.value = ""; searched(); }
 	});
 	sheet.addEventListener("click", (event) => {
 		const line = event.target.closest(".row");

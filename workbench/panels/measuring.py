@@ -27,27 +27,32 @@ BATCH_SECONDS = 0.2
 
 
 def sketch_report(sketch: Sketch, grid: Grid, rule: str, clip: float) -> ErrorReport | None:
-    """Return the error that a sketch can tell: none for percentile scales, the best shared clip's for ``mse``."""
+    """Return the error that a sketch can tell, or None.
+
+    For ``mse`` it is the best shared clip's. None for percentile scales, and for clips below 1 where the sketch was
+    made under rounded scales or zero points.
+    """
     from workbench.quantization import best_clip, sketch_error
 
-    if rule == "absmax":
+    if rule == "absmax" and (clip == 1.0 or sketch.clips_freely):
         return sketch_error(sketch, grid, clip=clip)
-    if rule == "mse":
+    if rule == "mse" and sketch.clips_freely:
         return sketch_error(sketch, grid, clip=best_clip(sketch, grid).clip)
     return None
 
 
-def sketch_of(session: Session, layer: Layer, job: Job, progress: Progress) -> Sketch:
-    """Return a layer's sketch from memory, the disk cache, or its weights."""
-    from workbench.quantization import sketch
+def sketch_of(session: Session, layer: Layer, job: Job, progress: Progress, grid: Grid | None = None) -> Sketch:
+    """Return a layer's sketch for a grid (the session's) from memory, the disk cache, or its weights."""
+    from workbench.quantization.sketch import sketch_for
 
     with session.lock:
         job.check()
-        key = session.sketch_key(layer)
+        grid = session.grid if grid is None else grid
+        granularity = session.granularity
+        key = SketchShelf.key(layer, granularity, grid)
         found = session.shelf.get(key)
     if found is None:
-        _, _, granularity, normalization = key
-        found = sketch(layer, granularity=granularity, normalization=normalization, progress=progress)
+        found = sketch_for(layer, grid, granularity, progress=progress)
         with session.lock:
             job.check()
             session.shelf.put(key, found)
@@ -82,15 +87,12 @@ def make_exact(session: Session, job: Job) -> None:
 def best_exponent(session: Session, job: Job, layer: Layer) -> None:
     """Take the power grid of the present bits and rounding whose exponent errs least on the layer."""
     from workbench.grids import PowerGrid
-    from workbench.quantization import search_exponent, sketch
+    from workbench.quantization import search_exponent
 
     with session.lock:
-        grid, granularity, clip = session.grid, session.granularity, session.clip
+        grid, clip = session.grid, session.clip
     rounding = getattr(grid, "rounding", "power")
-    power = PowerGrid(bits=grid.bits, rounding=rounding)
-    found = session.shelf.get(SketchShelf.key(layer, granularity, power.normalization))
-    if found is None:
-        found = sketch(layer, granularity=granularity, progress=job.progress)
+    found = sketch_of(session, layer, job, job.progress, PowerGrid(bits=grid.bits, rounding=rounding))
     best = search_exponent(found, grid.bits, clip=clip, rounding=rounding)
     with session.lock:
         job.check()
@@ -115,11 +117,21 @@ def warm_up(_job: Job) -> None:
 
 
 def sweep_errors(session: Session, job: Job) -> Generator[None, None, None]:
-    """Fill ``layer_errors``: the error of each layer at the present grid, from its sketch."""
+    """Fill ``layer_errors``: each layer's error at the present grid, from its sketch or, where that cannot tell, exact."""
+    from workbench.quantization import exact_error
 
-    def measure(layer: Layer, progress: Progress) -> ErrorReport | None:
-        sketch = sketch_of(session, layer, job, progress)
-        return sketch_report(sketch, session.grid, session.scale_rule, session.clip)
+    with session.lock:
+        grid, rule, clip = session.grid, session.scale_rule, session.clip
+        granularity = session.granularity
+
+    def measure(layer: Layer, progress: Progress) -> ErrorReport:
+        report = None
+        if not rule.startswith("percentile"):
+            report = sketch_report(sketch_of(session, layer, job, progress), grid, rule, clip)
+        if report is None:
+            progress(0.0)
+            report = exact_error(layer, grid, granularity=granularity, scale=rule, clip=clip)
+        return report
 
     return _for_all_layers(session, job, "layer_errors", "errors", measure)
 
@@ -169,9 +181,7 @@ def _for_all_layers(
             job.progress((start + share * fraction) / max(total, 1), label)
 
         try:
-            result = measure(layer, progress)
-            if result is not None:
-                batch[name] = result
+            batch[name] = measure(layer, progress)
         except WorkbenchError as error:
             job.check()
             failed[name] = str(error)

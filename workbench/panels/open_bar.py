@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 
 from workbench.panels.code import model_line
-from workbench.panels.panel import Panel, guarded
+from workbench.panels.panel import BUTTON_LAYOUT, Panel, guarded
 
 
 class OpenBar(Panel):
@@ -21,23 +21,26 @@ class OpenBar(Panel):
         """Make the controls and link them with the session."""
         self.source = widgets.Text(
             placeholder="folder, .safetensors, .gguf, .pt, or Hub id",
-            description="Open",
-            style={"description_width": "38px"},
+            description="Source",
+            style={"description_width": "46px"},
             layout={"flex": "1 1 320px", "width": "auto", "min_width": "200px", "margin": "0"},
         )
-        self.open_button = widgets.Button(description="Open", tooltip="Open the model at this address")
+        self.open_button = widgets.Button(
+            description="Open", tooltip="Open the model at this address", layout=BUTTON_LAYOUT
+        )
         self.summary = widgets.HTML(layout={"flex": "2 1 380px", "min_width": "0", "margin": "0"})
         self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
         self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"})
-        self.stop_button = widgets.Button(description="Cancel", tooltip="Stop what is being done; results so far stay")
+        self.stop_button = widgets.Button(
+            description="Cancel", tooltip="Stop what is being done; results so far stay", layout=BUTTON_LAYOUT
+        )
         for button in (self.open_button, self.stop_button):
-            button.layout = widgets.Layout(width="auto", height="26px", margin="0", flex="0 0 auto")
             button.add_class("qwb-button")
         self.message = widgets.HTML(layout={"display": "none", "width": "100%", "margin": "0"})
         self.working = widgets.HBox(
             [self.status, self.progress, self.stop_button],
-            layout={"align_items": "center", "gap": "8px", "flex": "0 0 auto", "visibility": "hidden"},
-        )
+            layout={"align_items": "center", "flex": "0 1 auto", "min_width": "0", "visibility": "hidden"},
+        ).add_class("qwb-row")
         self.open_button.on_click(self._open)
         self.source.on_msg(self._open_on_enter)
         self.stop_button.on_click(self._stop_or_resume)
@@ -47,16 +50,12 @@ class OpenBar(Panel):
         self._show_model(None)
         self._show_work(None)
         self._show_message(None)
-        row = widgets.HBox(
-            [self.source, self.open_button, self.summary, self.working],
-            layout={"align_items": "center", "gap": "8px", "width": "100%", "flex_flow": "row wrap"},
-        )
-        return (row, self.message)
-
-    @guarded
-    def _open(self, _event: Any) -> None:
-        if self.source.value.strip():
-            self.session.open(self.source.value)
+        # One line holds it all: title, source, what is open, what is being done, and the Code button.
+        self.tools.children = (self.source, self.open_button, self.summary, self.working)
+        self.tools.layout.margin = "0"
+        self.tools.layout.flex = "1 1 auto"
+        self.tools.layout.min_width = "0"
+        return (self.message,)
 
     def _open_on_enter(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         if content.get("event") == "submit":

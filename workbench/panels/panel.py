@@ -16,6 +16,9 @@ from workbench.panels.session import Session
 from workbench.panels.snapshot import Snapshot, text_snapshot
 from workbench.panels.theme import follow_theme
 
+#: Layout of the panels' buttons: as high as a text field, as wide as their text.
+BUTTON_LAYOUT = {"width": "auto", "height": "26px", "margin": "0", "flex": "0 0 auto"}
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -57,11 +60,13 @@ class Panel(widgets.VBox):
         self.add_class("qwb").add_class("qwb-panel")
         self.layout.width = "100%"
         self._heading = widgets.HTML(f'<h3 class="qwb-title">{html.escape(self.title)}</h3>')
-        self.tools = widgets.HBox(layout={"margin": "0 0 0 auto", "align_items": "center"})
+        self.tools = widgets.HBox(layout={"margin": "0 0 0 auto", "align_items": "center"}).add_class("qwb-row")
         self._code_button = widgets.ToggleButton(
-            value=False, description="Code", tooltip=f"Show the Python behind {self.title or 'this panel'}"
+            value=False,
+            description="Code",
+            tooltip=f"Show the Python behind {self.title or 'this panel'}",
+            layout=BUTTON_LAYOUT,
         )
-        self._code_button.layout = widgets.Layout(width="auto", height="26px", margin="0")
         self._code_button.add_class("qwb-button")
         self._code_button.observe(self._toggle_code, "value")
         self._code_view = CodeView(layout={"display": "none", "width": "100%"})
@@ -69,8 +74,8 @@ class Panel(widgets.VBox):
         self.body = widgets.VBox(layout={"width": "100%", "min_width": "0", "overflow": "visible"})
         head = widgets.HBox(
             [self._heading, self.tools, self._code_button],
-            layout={"width": "100%", "align_items": "center", "gap": "6px", "overflow": "visible"},
-        )
+            layout={"width": "auto", "align_items": "center", "overflow": "visible"},
+        ).add_class("qwb-row")
         self.children = (head, self._error_line, self._code_view, self.body)
         try:
             self.body.children = tuple(self.build())
@@ -166,7 +171,9 @@ class Panel(widgets.VBox):
         if self._code_button.value:
             self._code_button.value = False
         close_tree(self, itself=False)
+        layout = self.layout
         super().close()
+        layout.close()
 
 
 def close_tree(widget: widgets.Widget, *, itself: bool = True) -> None:

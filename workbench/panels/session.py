@@ -316,7 +316,7 @@ class Session(traitlets.HasTraits):
                 self.set_trait("sketch", None)
                 self.set_trait("report", None)
                 return
-            found = self.shelf.get(self.sketch_key(self.layer))
+            found = self.shelf.get(SketchShelf.key(self.layer, self.granularity, self.grid))
             if found is None:
                 self.set_trait("sketch", None)
                 self.set_trait("report", None)
@@ -336,10 +336,6 @@ class Session(traitlets.HasTraits):
 
     def _job(self, measure: Callable[[Session, Job], Any]) -> Callable[[Job], Any]:
         return lambda job: measure(self, job)
-
-    def sketch_key(self, layer: Layer) -> tuple[str, ...]:
-        """Return the shelf's key of a layer's sketch at the present granularity and grid."""
-        return SketchShelf.key(layer, self.granularity, self.grid.normalization)
 
     def show_sketch(self, sketch: Sketch) -> None:
         """Make a sketch the present one, with its report (called with the lock held)."""

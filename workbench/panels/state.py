@@ -139,9 +139,10 @@ class SketchShelf:
         self.nbytes = 0
 
     @staticmethod
-    def key(layer: Any, granularity: str, normalization: str) -> tuple[str, ...]:
-        """Return what a sketch depends on."""
-        return (layer.name, layer.content_key, granularity, normalization)
+    def key(layer: Any, granularity: str, grid: Any) -> tuple[str, ...]:
+        """Return what a sketch for this grid depends on: the grid itself only if it rounds scales or zero points."""
+        special = grid.integer_zero_point or grid.scale_format not in {None, "float32"}
+        return (layer.name, layer.content_key, granularity, str(grid) if special else grid.normalization)
 
     def get(self, key: tuple[str, ...]) -> Any:
         """Return the sketch, now the most recently used, or None."""

@@ -23,6 +23,15 @@ STYLE = """
 .qwb .qwb-error:empty { display: none; }
 .qwb .widget-html-content { line-height: 1.4; }
 .qwb-panel { min-width: 0; overflow: visible; }
+.qwb .qwb-row { gap: 8px; }
+.qwb .qwb-stack { gap: 8px; }
+.qwb .qwb-line { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.qwb .qwb-main { display: grid; grid-template-columns: minmax(360px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
+.qwb .qwb-main > * { width: auto; max-height: 1100px; }
+.qwb .qwb-main > :last-child { max-height: none; }
+@container (max-width: 900px) { .qwb .qwb-main { grid-template-columns: minmax(0, 1fr); } .qwb .qwb-main > :first-child { height: 420px; } }
+.qwb .qwb-card > .qwb-panel { flex: 1 1 auto; }
+.qwb .qwb-tabs > .widget-tab-contents { border: 1px solid var(--qwb-line); border-radius: 0 0 6px 6px; padding: 8px 10px; overflow: visible; }
 .qwb-card { border: 1px solid var(--qwb-line); border-radius: 6px; padding: 6px 10px 8px; background: var(--qwb-bg); }
 .qwb button.qwb-button, .qwb .qwb-button button, .qwb button.jupyter-button.qwb-button {
   background: var(--qwb-soft); color: var(--qwb-fg); border: 1px solid var(--qwb-line); border-radius: 4px;
@@ -31,9 +40,9 @@ STYLE = """
 .qwb button.qwb-button.mod-active, .qwb button.qwb-button[aria-pressed=true] {
   background: var(--qwb-accent); border-color: var(--qwb-accent); color: #fff; }
 .qwb :is(button, input, select, textarea, [tabindex]):focus-visible { outline: 2px solid var(--qwb-accent); outline-offset: 1px; }
-.qwb-code textarea { width: 100%; box-sizing: border-box; font-family: var(--jp-code-font-family, monospace);
+.qwb-code pre { margin: 4px 0 0; overflow-x: auto; user-select: text; white-space: pre; font-family: var(--jp-code-font-family, monospace);
   font-size: 12px; line-height: 1.45; color: var(--qwb-fg); background: var(--qwb-soft);
-  border: 1px solid var(--qwb-line); border-radius: 4px; padding: 6px 8px; resize: vertical; }
+  border: 1px solid var(--qwb-line); border-radius: 4px; padding: 6px 8px; }
 .qwb-code > div { display: flex; gap: 8px; align-items: center; margin: 4px 0; }
 """
 

@@ -55,14 +55,13 @@ class Workbench(Panel):
             ("Outliers", _outliers_panel),
             ("Error", _error_panel),
         )
-        holders = [widgets.VBox(layout={"width": "100%", "min_height": "120px"}) for _ in self._makers]
+        holders = [widgets.VBox(layout={"width": "auto", "min_height": "120px"}) for _ in self._makers]
         self.tabs = widgets.Tab(holders, titles=tuple(name for name, _ in self._makers), selected_index=0)
-        self.tabs.layout = widgets.Layout(width="100%", min_width="0")
+        self.tabs.layout.min_width = "0"
         self.tabs.add_class("qwb-tabs")
         self.tabs.observe(self._show_tab, "selected_index")
         _after_the_cell(lambda: self._show_tab(None))
-        left = _card(self.layers, flex="1 1 400px", min_width="320px")
-        left.add_class("qwb-left")
+        left = _card(self.layers)
         right = widgets.VBox(
             [_card(self.grid), self.tabs], layout={"flex": "1000 1 620px", "min_width": "0", "gap": "8px"}
         )
