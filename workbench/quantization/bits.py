@@ -65,6 +65,10 @@ def storage(
 
     Raises:
         QuantizationError: an empty shape, an unknown granularity or scale format.
+
+    >>> from workbench.grids import parse_grid
+    >>> storage(parse_grid("nvfp4"), "group:16", (16, 16))
+    Storage(weights=256, codes=1024, scales=160, zero_points=0, codebook=0)
     """
     count = prod(shape)
     if count < 1:

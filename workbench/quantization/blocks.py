@@ -56,6 +56,11 @@ def encode_block(
         scale: float32, one value for each row and group; 1 row where one scale serves all.
         offset: float64, same shape; zeros unless the grid is a ``range`` grid.
         group_size: columns that share a scale.
+
+    >>> from workbench.grids import UniformGrid
+    >>> weight = np.array([[0.7, -0.2, 0.0]])
+    >>> encode_block(weight, UniformGrid(bits=4), np.array([[0.7]]), np.zeros((1, 1)), group_size=3)
+    array([[14,  5,  7]])
     """
     columns = block.shape[1]
     s = spread(np.asarray(scale, dtype=np.float64), columns, group_size)
@@ -78,7 +83,12 @@ def decode_block(
     offset: Float[np.ndarray, "rows groups"],
     group_size: int,
 ) -> Float[np.ndarray, "rows columns"]:
-    """Return the float32 weights that level indices stand for (arguments as in ``encode_block``)."""
+    """Return the float32 weights that level indices stand for (arguments as in ``encode_block``).
+
+    >>> from workbench.grids import UniformGrid
+    >>> decode_block(np.array([[14, 5, 7]]), UniformGrid(bits=4), np.array([[7.0]]), np.zeros((1, 1)), group_size=3)
+    array([[ 7., -2.,  0.]], dtype=float32)
+    """
     columns = index.shape[1]
     value = grid.levels[index]
     if np.any(offset):

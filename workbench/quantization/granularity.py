@@ -13,7 +13,11 @@ from workbench.errors import QuantizationError
 
 @dataclass(frozen=True)
 class PerTensor:
-    """One scale for the whole tensor: weight [A, B] -> scale [1, 1]."""
+    """One scale for the whole tensor: weight [A, B] -> scale [1, 1].
+
+    >>> PerTensor().scale_shape(6, 10)
+    (1, 1)
+    """
 
     def __str__(self) -> str:
         return "tensor"
@@ -29,7 +33,14 @@ class PerTensor:
 
 @dataclass(frozen=True)
 class PerAxis:
-    """One scale for each output channel (row): weight [A, B] -> scale [A, 1]."""
+    """One scale for each output channel (row): weight [A, B] -> scale [A, 1].
+
+    Raises:
+        QuantizationError: ``axis`` is not 0; only the output axis is a row of the matrix view.
+
+    >>> PerAxis(0).scale_shape(6, 10)
+    (6, 1)
+    """
 
     axis: int = 0
 
@@ -55,6 +66,12 @@ class PerGroup:
     """One scale for each run of ``size`` weights in a row: weight [A, B] -> scale [A, ceil(B / size)].
 
     The last group of a row is shorter where ``size`` does not divide the columns.
+
+    Raises:
+        QuantizationError: ``size`` is below 1.
+
+    >>> PerGroup(4).scale_shape(6, 10)
+    (6, 3)
     """
 
     size: int
@@ -84,6 +101,9 @@ def parse_granularity(text: str | Granularity) -> Granularity:
 
     Raises:
         QuantizationError: the text is none of the three.
+
+    >>> parse_granularity("group:128")
+    PerGroup(size=128)
     """
     if isinstance(text, PerTensor | PerAxis | PerGroup):
         return text

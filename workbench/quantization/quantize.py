@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class QuantizedTensor:
-    """A weight as integer codes, with what it takes to read them back."""
+    """A weight as integer codes, with what it takes to read them back.
+
+    >>> q = quantize(np.array([[1.0, -1.0, 0.25, 3.0]], dtype=np.float32), "uniform:bits=4,range=asymmetric")
+    >>> q
+    QuantizedTensor('weight', 1x4, uniform:bits=4,range=asymmetric, channel, 1 float32 scale, 13 bits per weight)
+    >>> q.codes, q.zero_point
+    (array([[ 8,  0,  5, 15]], dtype=uint8), array([[4]], dtype=int32))
+    >>> q.storage
+    Storage(weights=4, codes=16, scales=32, zero_points=4, codebook=0)
+    """
 
     codes: Int[np.ndarray, "rows columns"]
     """The stored codes on the matrix view, in the smallest integer type that holds the grid's codes."""
@@ -126,6 +136,21 @@ class QuantizedTensor:
         whole = self.dequantize()
         return whole if dtype is None else whole.astype(dtype)
 
+    def _repr_html_(self) -> str:
+        stored = self.storage
+        parts = [("codes", stored.codes), ("scales", stored.scales), ("zero points", stored.zero_points)]
+        parts.append(("codebook", stored.codebook))
+        bits = " + ".join(f"{part / stored.weights:.4g} {name}" for name, part in parts if part)
+        rows = [
+            ("weight", f"{escape(self.name)}, {'x'.join(map(str, self.shape)) or 'scalar'}"),
+            ("grid", escape(str(self.grid))),
+            ("granularity", str(self.granularity)),
+            ("scales", f"{self.scale.size:,} {self.scale_format}"),
+            ("bits per weight", f"{stored.bits_per_weight:.4g} = {bits}"),
+        ]
+        body = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{value}</td></tr>" for name, value in rows)
+        return f"<table class='workbench-quantized-tensor'>{body}</table>"
+
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape)) or "scalar"
         scales = f"{self.scale.size:,} {self.scale_format} scale{'s' if self.scale.size > 1 else ''}"
@@ -166,7 +191,7 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
         GridError: the grid's text form cannot be read.
 
     >>> from workbench.grids import UniformGrid
-    >>> weight = np.array([[0.7, -0.2, 0.05, 0.0]], dtype=np.float32)
+    >>> weight = np.array([[0.7, -0.2, 0.04, 0.0]], dtype=np.float32)
     >>> q = quantize(weight, UniformGrid(bits=4))
     >>> q.codes
     array([[ 7, -2,  0,  0]], dtype=int8)

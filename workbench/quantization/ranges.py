@@ -60,6 +60,10 @@ def group_ranges(matrix: Matrix, granularity: Granularity, *, extremes: bool = F
 
     Raises:
         QuantizationError: the weight holds NaN or infinite values; the message names the layer and how many.
+
+    >>> from workbench.quantization import PerGroup, as_matrix
+    >>> group_ranges(as_matrix(np.array([[1.0, -2.0, 3.0]])), PerGroup(2)).absmax
+    array([[2., 3.]])
     """
     rows, columns = matrix.weights.shape
     shape = granularity.scale_shape(rows, columns)
@@ -126,6 +130,10 @@ def group_percentiles(matrix: Matrix, granularity: Granularity, percent: float) 
         matrix: finite weights.
         granularity: what shares a scale.
         percent: 0 to 100.
+
+    >>> from workbench.quantization import PerTensor, as_matrix
+    >>> group_percentiles(as_matrix(np.array([[1.0, -2.0, 3.0]])), PerTensor(), 75.0)
+    array([[2.5]])
     """
     rows, columns = matrix.weights.shape
     shape = granularity.scale_shape(rows, columns)

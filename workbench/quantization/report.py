@@ -19,6 +19,9 @@ class ErrorReport:
 
     All sums run in float64 over all weights. ``approximate`` reports come from a sketch: their ``mse`` is within
     ``bound`` (relative) of the exact one; exact reports have ``bound == 0``.
+
+    >>> ErrorReport.from_sums(count=4, error=0.04, weight=4.0, cross=3.9, decoded=3.84, max_abs=0.2, max_steps=0.5)
+    ErrorReport(mse=0.01, sqnr=20.00 dB, cosine=0.995105, max=0.2, 0.5 steps, 4 weights)
     """
 
     mse: float

@@ -54,6 +54,10 @@ def unit_count(grid: Grid) -> float:
 
     The raw peak of a float grid (6 for e2m1, 448 for e4m3); the number of steps from 0 to 1 of a uniform grid (7, 8 or
     15 at 4 bits); 1 for every other grid, whose levels have no common unit.
+
+    >>> from workbench.grids import UniformGrid, parse_grid
+    >>> unit_count(UniformGrid(bits=4)), unit_count(parse_grid("e2m1"))
+    (7.0, 6.0)
     """
     if grid.peak != 1.0:
         return float(grid.peak)
@@ -84,6 +88,11 @@ def round_scale(
 
     Raises:
         QuantizationError: a scale is too large for the format.
+
+    A group that reaches 6.5 under e2m1 (peak 6): the shared power of two is 1, and 6.5 saturates at 6.
+
+    >>> round_scale(np.array([[6.5]]), "e8m0", 6.0, 6.5).scale
+    array([[6.]], dtype=float32)
     """
     with np.errstate(over="ignore"):
         full = np.asarray(scale).astype(np.float32)

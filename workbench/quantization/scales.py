@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
-from workbench.quantization.blocks import decode_block, encode_block, row_blocks
 from workbench.quantization.granularity import Granularity
 from workbench.quantization.ranges import GroupRanges, group_percentiles, group_ranges
 from workbench.quantization.scale_formats import RoundedScales, check_scale_format, round_scale, unit_count
@@ -181,6 +180,11 @@ def find_scales(
 
     Raises:
         QuantizationError: NaN or infinite weights, a clip out of range, or a scale that its format cannot hold.
+
+    >>> from workbench.grids import UniformGrid
+    >>> from workbench.quantization import PerAxis, as_matrix
+    >>> find_scales(as_matrix(np.array([[0.5, -2.0]])), UniformGrid(bits=4), PerAxis(0), AbsMax(), clip=0.5).scale
+    array([[1.]], dtype=float32)
     """
     scale_format = check_scale_format(scale_format, grid)
     if not 0.0 < clip <= 1.0:
@@ -193,52 +197,15 @@ def find_scales(
         ranges = ranges.limited(group_percentiles(matrix, granularity, rule.percent))
     largest = float(ranges.reach(grid.normalization).max())
     if isinstance(rule, BestClip):
-        clips = best_clips(
-            matrix, grid, granularity, ranges, scale_format=scale_format, candidates=rule.candidates, clip=clip
+        from workbench.quantization.exact import best_group_clips  # compiled, and it stands on this module
+
+        clips = best_group_clips(
+            matrix, grid, granularity, rule.candidates, ranges=ranges, scale_format=scale_format, clip=clip
         )
     else:
         clips = np.full((1, 1), float(clip))
     rounded, offset = scale_and_offset(ranges, grid, clips, scale_format, largest)
     return Scales(rounded.scale, offset, rounded.tensor_scale, clips)
-
-
-def best_clips(
-    matrix: Matrix,
-    grid: Grid,
-    granularity: Granularity,
-    ranges: GroupRanges,
-    *,
-    scale_format: str,
-    candidates: tuple[float, ...] | None = None,
-    clip: float = 1.0,
-) -> Float[np.ndarray, "rows groups"]:
-    """Return, for each group, the candidate clip (times ``clip``) with the smallest sum of squared errors, in plain numpy."""
-    if candidates is None:
-        candidates = CANDIDATE_CLIPS_E8M0 if scale_format == "e8m0" else CANDIDATE_CLIPS
-    candidates = tuple(clip * candidate for candidate in sorted(candidates, reverse=True))
-    columns = matrix.weights.shape[1]
-    size = granularity.group_size(columns)
-    largest = float(ranges.reach(grid.normalization).max())
-    tried = np.asarray(candidates)
-    shared = ranges.low.shape[0] == 1
-    best = np.empty(ranges.low.shape)
-    totals = np.zeros((len(candidates), *ranges.low.shape) if shared else 0)
-    starts = np.arange(0, columns, size)
-    for start, block in row_blocks(matrix.weights):
-        stop = start + len(block)
-        part = ranges.rows(start, stop)
-        exact = block.astype(np.float64)
-        sums = np.empty((len(candidates), len(block), len(starts)))
-        for number, candidate in enumerate(candidates):
-            rounded, offset = scale_and_offset(part, grid, candidate, scale_format, largest)
-            index = encode_block(block, grid, rounded.scale, offset, size)
-            squares = (exact - decode_block(index, grid, rounded.scale, offset, size)) ** 2
-            sums[number] = np.add.reduceat(squares, starts, axis=1)
-        if shared:
-            totals += sums.sum(axis=1, keepdims=True)
-        else:
-            best[start:stop] = tried[np.argmin(sums, axis=0)]
-    return tried[np.argmin(totals, axis=0)] if shared else best
 
 
 def _given(rule: GivenScale, shape: tuple[int, int], clip: float) -> Scales:
