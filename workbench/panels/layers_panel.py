@@ -8,12 +8,10 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 
 from workbench.panels.code import model_line
+from workbench.panels.layers_picture import draw_layers
 from workbench.panels.layers_table import LayersTable
 from workbench.panels.panel import Panel, guarded
-from workbench.panels.snapshot import Snapshot, text_snapshot
-
-#: Rows that a picture of the table shows; more would not be read.
-_PICTURE_ROWS = 40
+from workbench.panels.snapshot import Snapshot
 
 
 class LayersPanel(Panel):
@@ -128,14 +126,13 @@ class LayersPanel(Panel):
         }
 
     def snapshot(self) -> Snapshot:
-        """Return the table as text: the layers in the model's order with their errors."""
+        """Return the table as a picture: the layers in the model's order with their errors as bars."""
+        from workbench.figures.picture import png
+
         numbers = self.numbers()
-        layers = numbers["layers"]
-        lines = [f"{self.title} of {numbers['source'] or 'the model'} at {numbers['grid']}, {numbers['granularity']}"]
-        for name, row in list(layers.items())[:_PICTURE_ROWS]:
-            shape = "×".join(map(str, row["shape"]))
-            error = "" if row["sqnr_db"] is None else f"≈ {row['sqnr_db']:.1f} dB"
-            lines.append(f"{name}   {shape}   {error}")
-        if len(layers) > _PICTURE_ROWS:
-            lines.append(f"… and {len(layers) - _PICTURE_ROWS} more layers")
-        return text_snapshot(lines, numbers, width=760)
+        title = f"{self.title} of {self._name()}: {self.session.grid.label}, {self.session.granularity}"
+        return Snapshot(png(draw_layers(title, numbers["layers"], self.session.theme)), numbers)
+
+    def _name(self) -> str:
+        model = self.session.model
+        return model.name if model is not None else "no model"

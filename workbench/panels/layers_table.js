@@ -199,7 +199,7 @@ function render({ model, el }) {
 		if (row.children.length) line.setAttribute("aria-expanded", !folded.has(row.path));
 		line.classList.toggle("picked", picked);
 		line.classList.toggle("active", at === active);
-		const name = element("div", "cell name", "", { style: `padding-left: ${4 + (row.level - 1) * 12}px` });
+		const name = element("div", "cell name", "", { style: `padding-left: ${4 + (row.level - 1) * 10}px` });
 		const mark = element("span", row.children.length ? "twist" : "tick", row.children.length ? (folded.has(row.path) ? "▸" : "▾") : compared ? "✓" : "");
 		if (leaf) mark.title = compared ? "Compared; click to leave out" : "Click to compare";
 		name.append(mark, element("span", "label", row.label));

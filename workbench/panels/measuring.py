@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.panels.state import SketchShelf
+from workbench.panels.state import SMALLEST_CLIP, SketchShelf
 
 if TYPE_CHECKING:
     from workbench.checkpoints import Layer
@@ -37,7 +37,7 @@ def sketch_report(sketch: Sketch, grid: Grid, rule: str, clip: float) -> ErrorRe
     if rule == "absmax" and (clip == 1.0 or sketch.clips_freely):
         return sketch_error(sketch, grid, clip=clip)
     if rule == "mse" and sketch.clips_freely:
-        return sketch_error(sketch, grid, clip=best_clip(sketch, grid).clip)
+        return sketch_error(sketch, grid, clip=min(clip, best_clip(sketch, grid).clip))
     return None
 
 
@@ -78,7 +78,9 @@ def make_exact(session: Session, job: Job) -> None:
         granularity = session.granularity
     if layer is None:
         return
-    report = exact_error(layer, grid, granularity=granularity, scale=rule, clip=clip, per_channel=True)
+    report = exact_error(
+        layer, grid, granularity=granularity, scale=rule, clip=clip, per_channel=True, progress=job.progress
+    )
     with session.lock:
         job.check()
         session.set_trait("exact", report)
@@ -106,7 +108,7 @@ def best_clip(session: Session, job: Job, layer: Layer) -> None:
     best = find(sketch_of(session, layer, job, job.progress), session.grid)
     with session.lock:
         job.check()
-        session.clip = best.clip
+        session.clip = max(best.clip, SMALLEST_CLIP)
 
 
 def warm_up(_job: Job) -> None:
@@ -129,8 +131,7 @@ def sweep_errors(session: Session, job: Job) -> Generator[None, None, None]:
         if not rule.startswith("percentile"):
             report = sketch_report(sketch_of(session, layer, job, progress), grid, rule, clip)
         if report is None:
-            progress(0.0)
-            report = exact_error(layer, grid, granularity=granularity, scale=rule, clip=clip)
+            report = exact_error(layer, grid, granularity=granularity, scale=rule, clip=clip, progress=progress)
         return report
 
     return _for_all_layers(session, job, "layer_errors", "errors", measure)

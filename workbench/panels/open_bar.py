@@ -57,6 +57,11 @@ class OpenBar(Panel):
         self.tools.layout.min_width = "0"
         return (self.message,)
 
+    @guarded
+    def _open(self, _event: Any) -> None:
+        if self.source.value.strip():
+            self.session.open(self.source.value)
+
     def _open_on_enter(self, _widget: Any, content: dict[str, Any], _buffers: Any) -> None:
         if content.get("event") == "submit":
             self._open(None)

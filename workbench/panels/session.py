@@ -69,8 +69,7 @@ class Session(traitlets.HasTraits):
     """The layer's sketch at this granularity, or None while it is made."""
     report: ErrorReport | None = traitlets.Any(None, read_only=True)  # pyright: ignore[reportAssignmentType]
     """The error as the sketch gives it at once (``≈``); None while there is no sketch, and for percentile scales.
-    With scale rule ``mse`` it is the error at the best clip that all groups share: the rule itself, with a clip for
-    each group, is at most that."""
+    With scale rule ``mse`` it is the error at the best clip that all groups share; a clip for each group does better."""
     exact: ErrorReport | None = traitlets.Any(None, read_only=True)  # pyright: ignore[reportAssignmentType]
     """The error of the exact pass (``=``), with ``per_channel``; None from a change until it is measured."""
     layer_errors: Mapping[str, ErrorReport] = traitlets.Any(_EMPTY, read_only=True)  # pyright: ignore[reportAssignmentType]

@@ -26,7 +26,7 @@ STYLE = """
 .qwb .qwb-row { gap: 8px; }
 .qwb .qwb-stack { gap: 8px; }
 .qwb .qwb-line { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.qwb .qwb-main { display: grid; grid-template-columns: minmax(360px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
+.qwb .qwb-main { display: grid; grid-template-columns: minmax(400px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
 .qwb .qwb-main > * { width: auto; max-height: 1100px; }
 .qwb .qwb-main > :last-child { max-height: none; }
 @container (max-width: 900px) { .qwb .qwb-main { grid-template-columns: minmax(0, 1fr); } .qwb .qwb-main > :first-child { height: 420px; } }

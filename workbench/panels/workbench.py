@@ -21,7 +21,8 @@ _TAB_DELAY = 0.05
 #: How long a picture for the saved notebook waits for the sketch of the first layer.
 _PICTURE_PATIENCE = 1.0
 
-_open_by_cell: dict[str, tuple[str, Workbench]] = {}
+#: Cell -> its last run and the workbenches made in it.
+_open_by_cell: dict[str, tuple[str, list[Workbench]]] = {}
 
 
 class Workbench(Panel):
@@ -124,9 +125,11 @@ class Workbench(Panel):
             return
         for panel in (self.bar, self.layers, self.grid, *self._built.values()):
             panel.close()
-        for key, (_, workbench) in list(_open_by_cell.items()):
-            if workbench is self:
-                del _open_by_cell[key]
+        for cell, (run, workbenches) in list(_open_by_cell.items()):
+            others = [other for other in workbenches if other is not self]
+            _open_by_cell[cell] = (run, others)
+            if not others:
+                del _open_by_cell[cell]
         super().close()
         if self._owns_session:
             self.session.close()
@@ -175,10 +178,12 @@ def _close_predecessor(workbench: Workbench) -> None:
     cell, run = _running_cell()
     if not cell:
         return
-    run_before, before = _open_by_cell.get(cell, ("", None))
-    if before is not None and run_before != run:
-        before.close()
-    _open_by_cell[cell] = (run, workbench)
+    run_before, before = _open_by_cell.get(cell, ("", []))
+    if run_before != run:
+        for old in list(before):
+            old.close()
+        before = []
+    _open_by_cell[cell] = (run, [*before, workbench])
 
 
 def _running_cell() -> tuple[str, str]:
