@@ -31,6 +31,8 @@ class Bar:
     """``≈`` or ``=``."""
     part: Part
     """What the grid is here: decides its colour."""
+    label: str = ""
+    """The grid's full name, for the hover text."""
 
 
 def comparison_figure(bars: Sequence[Bar], *, dress: str | Theme = "light", height: int = 290) -> go.Figure:
@@ -52,12 +54,12 @@ def comparison_figure(bars: Sequence[Bar], *, dress: str | Theme = "light", heig
             y=narrow(heights),
             width=0.75,
             marker={"color": [colours[bar.part] for bar in bars], "line": {"width": 0}},
-            text=[f"{bar.badge} {bar.sqnr_db:.2f}" for bar in bars],
+            text=[f"{bar.badge} {bar.sqnr_db:.1f}" for bar in bars],
             textposition="outside",
             cliponaxis=False,
-            customdata=[[bar.mse, bar.bits, bar.badge] for bar in bars],
+            customdata=[[bar.mse, bar.bits, bar.badge, bar.label or bar.name] for bar in bars],
             hovertemplate=(
-                "%{x}: SQNR %{customdata[2]} %{y:.3f} dB, MSE %{customdata[2]} %{customdata[0]:.4g}, "
+                "%{customdata[3]}: SQNR %{customdata[2]} %{y:.3f} dB, MSE %{customdata[2]} %{customdata[0]:.4g}, "
                 "%{customdata[1]:.4g} bits per weight<extra></extra>"
             ),
             name="SQNR",

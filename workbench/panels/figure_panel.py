@@ -1,0 +1,141 @@
+"""What the panels with plotly figures share: figures that change in place, results from the worker, pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from workbench.panels.panel import Panel
+from workbench.panels.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from PIL import Image
+
+    from workbench.panels.jobs import Job
+
+#: How long a snapshot waits for numbers that are being computed.
+SNAPSHOT_PATIENCE = 10.0
+
+
+class FigurePanel(Panel):
+    """A panel of plotly figures.
+
+    A subclass calls ``place`` for each figure in ``build``, ``draw`` whenever one changes, and ``compute`` for what
+    takes more than a few milliseconds.
+    """
+
+    #: Jobs of the session's worker whose results the panel shows: a snapshot waits for them.
+    jobs: tuple[str, ...] = ()
+
+    def place(self, name: str, figure: go.Figure, least: int = 360) -> widgets.Box:
+        """Make the widget of a figure and return the box that holds it, at least ``least`` pixels wide."""
+        from workbench.panels.plotly_view import figure_view
+
+        view = figure_view(figure)
+        self._figures()[name] = view
+        return cell(view, least)
+
+    def draw(self, name: str, figure: go.Figure) -> None:
+        """Bring a figure on screen to a new state, in place."""
+        from workbench.figures.update import update_in_place
+
+        if not self._is_closed:
+            update_in_place(self._figures()[name], figure)
+
+    def figure(self, name: str) -> go.Figure:
+        """Return the figure of this name as it is on screen."""
+        return self._figures()[name]
+
+    def on_click(self, name: str, handler: Callable[[Any, Any, Any], None]) -> None:
+        """Call ``handler(trace, points, state)`` when a point of the figure is clicked (instead of any other)."""
+        for trace in self._figures()[name].data:
+            trace.on_click(handler)
+
+    def compute(self, kind: str, work: Callable[[Job], Any], show: Callable[[Any], None], *, label: str = "") -> None:
+        """Run ``work(job)`` on the session's worker and ``show(result)`` after it; the latest of a kind wins.
+
+        The kind is the panel's own: two panels of one class do not push each other's work away.
+        """
+
+        def shown(result: Any) -> None:
+            if not self._is_closed:
+                try:
+                    show(result)
+                except Exception as error:  # on the worker nobody else would tell the person
+                    self.show_error(error, kind)
+
+        def worked(job: Job) -> Any:
+            try:
+                result = work(job)
+            except Exception as error:
+                if not job.stale and not self._is_closed:
+                    self.show_error(error, kind)
+                raise
+            self.clear_error(kind)
+            return result
+
+        self.session.background(self._kind(kind), worked, shown, label=label)
+
+    def wait(self, timeout: float = SNAPSHOT_PATIENCE) -> bool:
+        """Block until what the panel shows is computed; False when ``timeout`` seconds passed first."""
+        if threading.current_thread() is self.session.worker.thread:
+            return False
+        kinds = tuple(kind if kind in {"sketch", "exact"} else self._kind(kind) for kind in self.jobs)
+        return self.session.wait(timeout, kinds=kinds)
+
+    def pictures(self) -> Sequence[Image.Image]:
+        """Return the pictures of a snapshot, top to bottom."""
+        from workbench.figures.picture_figure import draw_figure
+
+        views = self._figures().values()
+        return [draw_figure(view, 760, int(view.layout.height or 280), self.session.theme) for view in views]
+
+    def snapshot(self) -> Snapshot:
+        """Return a picture of the panel's figures, drawn without a browser, and the numbers in them."""
+        from workbench.figures.picture import draw_text, png, stack
+
+        self.wait()
+        dress = self.session.theme
+        heading = f"{self.title}: {self.session.layer_name or 'no layer'}, {self.session.grid.label}"
+        sheet = stack([draw_text([heading], 760, dress), *self.pictures()], dress=dress)
+        return Snapshot(png(sheet), self.numbers())
+
+    def close(self) -> None:
+        """Take the panel off the page, with its figures (each keeps its data in the kernel until closed)."""
+        super().close()
+        for view in self._figures().values():
+            view.close()
+        self._figures().clear()
+
+    def _figures(self) -> dict[str, Any]:
+        return self.__dict__.setdefault("_views", {})
+
+    def _kind(self, kind: str) -> str:
+        return f"{kind} {id(self)}"
+
+
+def cell(widget: widgets.Widget, least: int = 360, grow: int = 1) -> widgets.Box:
+    """Return a box that shares a row with others and wraps below them where the page is narrow."""
+    return widgets.Box(
+        [widget], layout={"flex": f"{grow} 1 {least}px", "min_width": "0", "overflow": "hidden", "display": "block"}
+    )
+
+
+def row(*boxes: widgets.Widget) -> widgets.Box:
+    """Return a row of cells that wraps."""
+    return widgets.Box(boxes, layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "gap": "8px"})
+
+
+def choice(label: str, options: Sequence[str] | Sequence[tuple[str, Any]], value: Any) -> widgets.Dropdown:
+    """Return a labelled drop-down list; unlike toggle buttons it tells a screen reader its name and state."""
+    return widgets.Dropdown(
+        description=label,
+        options=options,
+        value=value,
+        style={"description_width": "initial"},
+        layout={"width": "auto", "margin": "0 8px 0 0"},
+    )
