@@ -140,7 +140,10 @@ def tensor_entries(
         swapped = tensor.name in conv1d if conv1d is not None else gpt2 and _is_conv1d(tensor)
         weights = matrix_view(name, tensor, config, conv1d=swapped)
         key = partial(getattr, tensor, "content_key") if tensor.volatile else tensor.content_key
-        entries.append(Entry(name, weights, tensor.shape, tensor.word, key, conv1d=swapped))
+        shape = tensor.shape
+        if isinstance(weights, TransposedRows):
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        entries.append(Entry(name, weights, shape, tensor.word, key, conv1d=swapped))
     return entries
 
 

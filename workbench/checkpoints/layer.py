@@ -85,7 +85,7 @@ class Layer:
     weight: Weights
     """The matrix view (out, in) or (out, in * kernel height * kernel width), read lazily."""
     shape: tuple[int, ...]
-    """The stored tensor's shape."""
+    """The stored tensor's shape; (out, in) where the file holds it transposed (GPT-2's ``Conv1D``, some stacks of experts)."""
     dtype: str
     """The stored type as the file names it in words: ``bfloat16``, ``float32``, ``q4_k``, ``gptq-int4``, ..."""
     kind: Kind

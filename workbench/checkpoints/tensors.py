@@ -99,6 +99,7 @@ class FileTensor(StoredTensor):
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         """Read numbers ``start`` to ``stop`` by position."""
+        stop = min(stop, self.size)  # as numpy slices do: never a neighbour's bytes
         out = np.empty(max(0, stop - start), dtype=self.dtype)
         if out.size:
             self.file.read_into(out.view(np.uint8), self.offset + start * self.dtype.itemsize)

@@ -44,7 +44,7 @@ def unpack(packed: Integer[np.ndarray, "rows words"], bits: int, count: int) -> 
     if bits in {1, 2, 4}:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = (stream[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(rows, -1)[:, :count]
+        return codes.reshape(rows, stream.shape[1] * len(shifts))[:, :count]
     flags = np.unpackbits(stream, axis=1, count=count * bits, bitorder="little").reshape(rows, count, bits)
     return np.packbits(flags, axis=2, bitorder="little")[:, :, 0]
 
