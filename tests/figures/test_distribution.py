@@ -30,7 +30,7 @@ def test_histogram_shows_every_weight_once(layer: Bars) -> None:
 
 def test_levels_stand_where_they_are_with_their_codes(layer: Bars) -> None:
     levels, codes = np.array([-1.0, -0.25, 0.0, 0.25, 1.0]), np.array([-2, -1, 0, 1, 2])
-    sticks = histogram_figure(layer, levels=levels, codes=codes).data[-1]
+    sticks = histogram_figure(layer, levels=levels, codes=codes).data[1]
     np.testing.assert_allclose(sticks.x[::4], levels)
     assert list(sticks.customdata[::4]) == codes.tolist()
     assert sticks.yaxis == "y2"
@@ -50,7 +50,7 @@ def test_comparison_is_in_shares_because_layers_differ_in_size(layer: Bars) -> N
     figure = histogram_figure(layer, compared=[other])
     assert "%" in figure.layout.yaxis.title.text
     assert np.sum(figure.data[0].y) == pytest.approx(100, rel=1e-4)
-    np.testing.assert_allclose(figure.data[0].y, figure.data[1].y, rtol=1e-5)
+    np.testing.assert_allclose(figure.data[0].y, figure.data[2].y, rtol=1e-5)
 
 
 def test_all_arrays_are_flat_float32(layer: Bars) -> None:

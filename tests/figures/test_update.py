@@ -41,11 +41,20 @@ def test_adds_and_takes_away_traces() -> None:
     assert_same(shown, less)
 
 
+def test_properties_that_the_new_figure_lacks_go_away() -> None:
+    shown = go.Figure([go.Scatter(y=[1, 2], yaxis="y2", line={"dash": "dash", "width": 3}, name="old")])
+    update_in_place(shown, go.Figure([go.Scatter(y=[1, 2], line={"width": 3})]))
+    trace = shown.data[0].to_plotly_json()
+    assert {"yaxis", "name"}.isdisjoint(name for name, value in trace.items() if value is not None)
+    assert shown.data[0].line.dash is None
+    assert shown.data[0].line.width == 3
+
+
 def test_rebuilds_where_kinds_differ() -> None:
     shown = go.Figure([go.Scatter(y=[1, 2])])
     update_in_place(shown, histogram_figure(bars(1.0)))
     assert shown.data[0].type == "bar"
-    assert len(shown.data) == 1
+    assert len(shown.data) == len(histogram_figure(bars(1.0)).data)
 
 
 def test_only_what_changed_is_sent_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,16 @@ class Quantiles:
     gaussian: Float[np.ndarray, " points"]
     """Quantiles of the standard normal distribution."""
     weights: Float[np.ndarray, " points"]
-    """Quantiles of (w - mean) / standard deviation at the same probabilities."""
+    """Quantiles of the weights at the same probabilities."""
+    mean: float = 0.0
+    std: float = 1.0
+    """Mean and standard deviation of the weights: the figure shows (w - mean) / std."""
+
+    @property
+    def standardised(self) -> Float[np.ndarray, " points"]:
+        """The weights' quantiles in standard deviations from their mean; zeros where all weights are equal."""
+        centred = np.asarray(self.weights, dtype=np.float64) - self.mean
+        return centred / self.std if self.std > 0.0 else np.zeros_like(centred)
 
 
 def histogram_figure(
@@ -79,6 +88,8 @@ def histogram_figure(
             showlegend=share,
         )
     ]
+    # The levels stay the second trace whatever else is drawn, so that a redraw changes traces instead of swapping them.
+    traces.append(_level_sticks(np.empty(0) if levels is None else levels, codes, look))
     for i, other in enumerate(compared):
         traces.append(
             go.Scatter(
@@ -91,8 +102,6 @@ def histogram_figure(
                 showlegend=True,
             )
         )
-    if levels is not None:
-        traces.append(_level_sticks(levels, codes, look))
     limits: list[float] | None = None
     if log:
         tallest = max(float(np.max(_heights(b, share=share), initial=0.0)) for b in (bars, *compared))
@@ -229,7 +238,7 @@ def quantile_figure(layers: Sequence[Quantiles], *, dress: str | Theme = "light"
         traces.append(
             go.Scatter(
                 x=narrow(layer.gaussian),
-                y=narrow(layer.weights),
+                y=narrow(layer.standardised),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.5},
                 marker={"color": colour, "size": 4},
@@ -253,7 +262,7 @@ def _level_sticks(levels: np.ndarray, codes: np.ndarray | None, look: Theme) -> 
     import plotly.graph_objects as go
 
     x, y = sticks(np.asarray(levels), 0.0, 1.0)
-    named = np.repeat(np.arange(len(levels)) if codes is None else np.asarray(codes), 4)
+    named = np.repeat(np.arange(len(levels)) if codes is None else np.asarray(codes)[: len(levels)], 4)
     many = len(levels) > 48
     return go.Scatter(
         x=x,
@@ -264,7 +273,7 @@ def _level_sticks(levels: np.ndarray, codes: np.ndarray | None, look: Theme) -> 
         customdata=named.tolist(),
         name=f"{len(levels)} levels",
         hovertemplate="code %{customdata}, level %{x:.5g}<extra></extra>",
-        showlegend=True,
+        showlegend=len(levels) > 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,16 +26,8 @@ def update_in_place(shown: go.Figure, new: go.Figure) -> None:
     layout = cast("Any", new.layout).to_plotly_json()
     with shown.batch_update():
         for old, fresh in zip(traces(shown), traces(new), strict=False):
-            # Not overwrite=True: it would assign the arrays that did not change, and send them again.
-            # And not to_dict(): it writes arrays as base64 specs, which a FigureWidget's browser side echoes back whole.
-            properties = fresh.to_plotly_json().items()
-            old.update(
-                {
-                    name: value
-                    for name, value in properties
-                    if name not in {"type", "uid"} and not _same(old, name, value)
-                }
-            )
+            for path, value in changes(old.to_plotly_json(), fresh.to_plotly_json()):
+                old[path] = value
         shown.update_layout(layout)
     before, after = traces(shown), traces(new)
     if len(before) > len(after):
@@ -43,9 +36,30 @@ def update_in_place(shown: go.Figure, new: go.Figure) -> None:
         shown.add_traces(after[len(before) :])
 
 
-def _same(old: Any, name: str, value: Any) -> bool:
-    """Return whether an array is the old one, gaps (NaN) included: plotly itself holds NaN for a change."""
-    return isinstance(value, np.ndarray) and np.array_equal(value, old[name], equal_nan=value.dtype.kind == "f")
+def changes(before: dict[str, Any], after: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of every property that turns ``before`` into ``after``; None takes a property away.
+
+    Values come leaf by leaf (``marker.color``, never ``marker``): in a message for several traces, those without the
+    change get ``undefined`` in its place, and plotly's page breaks on a trace whose ``marker`` is undefined.
+    """
+    for name in dict.fromkeys((*before, *after)):
+        if not path and name in {"type", "uid"}:
+            continue
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) or isinstance(new, dict):
+            yield from changes(old or {}, new or {}, f"{path}{name}.")
+        elif not _same(old, new):
+            yield path + name, new
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two properties are equal, gaps (NaN) of arrays included: plotly itself holds NaN for a change."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if a is None or b is None:
+            return False
+        first, second = np.asarray(a), np.asarray(b)
+        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+    return type(a) is type(b) and a == b
 
 
 def traces(figure: go.Figure) -> list[Any]:

@@ -1,5 +1,5 @@
 // A matrix of numbers as a picture with axes: hover reads a cell, a marker is dragged or moved by the arrow keys.
-// Values arrive as float32 bytes; every pixel, tick and read-out is made here, so moving the marker asks no kernel.
+// Every pixel, tick and read-out is made here: moving the marker asks no kernel.
 
 const STYLE = `
 .wbm{display:block;width:100%;min-width:0;font:12px var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)}
@@ -56,7 +56,7 @@ function render({ model, el }) {
   const numbers = () => { const d = g("data"); return new Float32Array(d.buffer.slice(d.byteOffset, d.byteOffset + d.byteLength)); };
   let values = numbers();
 
-  // Light text means a dark page, whichever program shows it.
+  // Light text means a dark page.
   const dark = () => { const [r, gr, b] = getComputedStyle(root).color.match(/[\d.]+/g).map(Number); return 0.3 * r + 0.6 * gr + 0.1 * b > 140; };
 
   function paint() {
@@ -135,7 +135,7 @@ function render({ model, el }) {
       canvas.setAttribute("aria-valuenow", marker.length === 2 ? marker[0] : xe[0]);
     }
   }
-  function bar(ctx, b) { // the colour bar
+  function bar(ctx, b) {
     const x = b.x + b.w + 12, table = g("colours"), base = was && table.byteLength >= 1536 ? 768 : 0;
     for (let i = 0; i < 256; i++) {
       ctx.fillStyle = `rgb(${[0, 1, 2].map((k) => table.getUint8(base + 3 * i + k))})`;
@@ -150,6 +150,7 @@ function render({ model, el }) {
   const cross = (ctx, x, y) => twice(ctx, () => { ctx.moveTo(x - 5, y - 5); ctx.lineTo(x + 5, y + 5); ctx.moveTo(x - 5, y + 5); ctx.lineTo(x + 5, y - 5); });
   const point = (ctx, b, x, y) => twice(ctx, () => {
     if (g("marker_kind") === "row") { ctx.moveTo(b.x, y); ctx.lineTo(b.x + b.w, y); }
+    if (g("marker_kind") === "column") { ctx.moveTo(x, b.y); ctx.lineTo(x, b.y + b.h); }
     ctx.moveTo(x + 7, y); ctx.arc(x, y, 7, 0, 2 * Math.PI);
   });
   const redraw = () => { frame ||= requestAnimationFrame(draw); };
@@ -174,7 +175,7 @@ function render({ model, el }) {
     const [rows, columns] = shape(), far = e.shiftKey ? 8 : 1, xe = g("x_edges"), ye = g("y_edges");
     const [c, r] = marker.length === 2 ? cell(marker) : [0, 0];
     const nc = clamp(c + way[0] * far, 0, columns - 1), nr = clamp(r + way[1] * far * (g("up") ? -1 : 1), 0, rows - 1);
-    // Along the axis that does not move, the marker stays where it is, even between cell centres.
+    // The axis that does not move keeps its value, even between cell centres.
     const keep = marker.length === 2 ? marker : null;
     move([keep && !way[0] ? keep[0] : (xe[nc] + xe[nc + 1]) / 2, keep && !way[1] ? keep[1] : (ye[nr] + ye[nr + 1]) / 2]);
   });
@@ -183,10 +184,10 @@ function render({ model, el }) {
   const moved = () => { if (!dragging && !timer) { marker = g("marker").slice(); redraw(); } };
   model.on("change:data change:colours change:low change:high change:rows change:columns change:up", fresh);
   model.on("change:marker", moved);
-  model.on("change:x_edges change:y_edges change:best change:label change:height change:hint change:x_label change:y_label change:value_label change:pickable", redraw);
+  model.on("change:x_edges change:y_edges change:best change:label change:height change:hint change:x_label change:y_label change:value_label change:pickable change:marker_kind", redraw);
   const size = new ResizeObserver(redraw);
   size.observe(root);
-  const look = new MutationObserver(() => { redraw(); setTimeout(redraw, 400); }); // the theme's style sheet may load later
+  const look = new MutationObserver(() => { redraw(); setTimeout(redraw, 400); }); // theme sheets load late
   look.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
   redraw();
   return () => { size.disconnect(); look.disconnect(); clearTimeout(timer); cancelAnimationFrame(frame); model.off(null, null); };

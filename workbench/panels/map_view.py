@@ -59,7 +59,8 @@ class MapView(anywidget.AnyWidget):
     y_step = traitlets.Float(0.0).tag(sync=True)
     marker = traitlets.List(traitlets.Float(), default_value=[]).tag(sync=True)
     """``[x, y]`` in axis units, or empty."""
-    marker_kind = traitlets.Enum(("point", "row"), "point").tag(sync=True)
+    marker_kind = traitlets.Enum(("point", "row", "column"), "point").tag(sync=True)
+    """Whether the marker marks a point, or its whole row or column of cells."""
     best = traitlets.List(traitlets.Float(), default_value=[]).tag(sync=True)
     """``[x, y]`` of the best cell, drawn as a cross, or empty."""
     pickable = traitlets.Bool(False).tag(sync=True)

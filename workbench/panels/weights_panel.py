@@ -71,14 +71,13 @@ class WeightsPanel(FigurePanel):
         known = self._shapes
 
         def work(job: Job) -> dict[str, Any]:
-            from workbench.quantization import histogram, sketch
-            from workbench.quantization.distribution import gaussian_quantiles
+            from workbench.quantization import histogram, qq_points
 
             found = {}
             for layer in layers:
                 job.check()
                 key = layer.content_key
-                found[key] = known.get(key) or (histogram(layer, BINS), gaussian_quantiles(sketch(layer, "tensor")))
+                found[key] = known.get(key) or (histogram(layer, BINS), qq_points(layer))
             return found
 
         def show(found: dict[str, Any]) -> None:
@@ -148,7 +147,7 @@ class WeightsPanel(FigurePanel):
 
     def _draw_quantiles(self) -> None:
         layers = [
-            Quantiles(layer.name, found[1].gaussian, found[1].weights)
+            Quantiles(layer.name, found[1].gaussian, found[1].weights, found[1].mean, found[1].std)
             for layer in self._layers()
             if (found := self._shapes.get(layer.content_key)) is not None
         ]
@@ -171,7 +170,7 @@ class WeightsPanel(FigurePanel):
         return session.clip if session.scale_rule == "absmax" else None
 
     def _histogram(self, clip: float | None) -> go.Figure | None:
-        from workbench.quantization.distribution import tensor_levels
+        from workbench.quantization.normalised import tensor_levels
 
         session, grid = self.session, self.session.grid
         if self.axis.value == "normalised":
@@ -186,15 +185,15 @@ class WeightsPanel(FigurePanel):
         return self._bars_figure(bars, levels, "weight value", note)
 
     def _normalised_histogram(self, clip: float | None) -> go.Figure:
-        from workbench.quantization.distribution import normalised_counts, normalised_levels
+        from workbench.quantization.normalised import normalised_histogram, normalised_levels
 
         session = self.session
         if self._normalised[0] is not session.sketch:
-            self._normalised = (session.sketch, normalised_counts(session.sketch, BINS))
+            self._normalised = (session.sketch, normalised_histogram(session.sketch, BINS))
         mine = self._normalised[1]
         bars = [Bars(session.layer_name, mine.edges, mine.counts)]
         for name, other in self._others:
-            counted = normalised_counts(other, BINS)
+            counted = normalised_histogram(other, BINS)
             bars.append(Bars(name, counted.edges, counted.counts))
         levels, note = None, "levels not drawn: a percentile scale clips each group differently"
         if clip is not None:
@@ -261,8 +260,8 @@ class WeightsPanel(FigurePanel):
         lines = [
             preamble(session, "best_clip", "sketch") if session.scale_rule == "mse" else preamble(session, "sketch"),
             "",
-            "from workbench.quantization import histogram, occupancy",
-            "from workbench.quantization.distribution import gaussian_quantiles, normalised_counts",
+            "from workbench.quantization import histogram, occupancy, qq_points",
+            "from workbench.quantization.normalised import normalised_histogram",
             "",
             f"pooled = sketch(layer, {session.granularity!r}, grid.normalization)",
         ]
@@ -270,9 +269,9 @@ class WeightsPanel(FigurePanel):
         if session.scale_rule in {"absmax", "mse"}:
             lines.append(f"codes = occupancy(pooled, grid, clip={clip})")
         lines += [
-            f"normalised = normalised_counts(pooled, {BINS})",
+            f"normalised = normalised_histogram(pooled, {BINS})",
             f"counts = histogram(layer, {BINS})",
-            'quantiles = gaussian_quantiles(sketch(layer, "tensor"))',
+            "quantiles = qq_points(layer)",
         ]
         if session.scale_rule in {"absmax", "mse"}:
             lines.append('print(f"{codes.entropy:.3f} of {grid.bits} bits per weight")')

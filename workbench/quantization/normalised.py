@@ -1,9 +1,7 @@
-"""Distributions as pictures need them: counts on the normalised axis, quantiles beside a Gaussian's, one channel alone."""
+"""Weights on the axis where every group's absmax is 1, the grid's levels among them, and one channel alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,49 +12,16 @@ from workbench.quantization.quantize import quantize
 from workbench.quantization.scale_formats import check_scale_format
 from workbench.quantization.scales import scale_and_offset
 from workbench.quantization.source import as_matrix
+from workbench.quantization.statistics import Histogram
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.grids.grid import Grid
     from workbench.quantization.sketch import Sketch
 
 Axis = Literal["output", "input"]
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Weights counted in bins."""
-
-    edges: Float[np.ndarray, " bins+1"]
-    """Borders of the bins, ascending; the last bin holds its upper border too."""
-    counts: Float[np.ndarray, " bins"]
-    """Weights in each bin, whole numbers as float64."""
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row for each bin: its borders and its weights."""
-        import pandas as pd
-
-        return pd.DataFrame({"from": self.edges[:-1], "to": self.edges[1:], "weights": self.counts})
-
-
-@dataclass(frozen=True)
-class GaussianQuantiles:
-    """Quantiles of a layer's weights beside those of a Gaussian of the same mean and variance."""
-
-    gaussian: Float[np.ndarray, " points"]
-    """Quantiles of the standard normal distribution, ascending, in units of sigma."""
-    weights: Float[np.ndarray, " points"]
-    """Quantiles of (w - mean) / standard deviation at the same probabilities."""
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row for each probability."""
-        import pandas as pd
-
-        return pd.DataFrame({"gaussian": self.gaussian, "weights": self.weights})
-
-
-def normalised_counts(sketch: Sketch, bins: int = 256) -> Counts:
+def normalised_histogram(sketch: Sketch, bins: int = 256) -> Histogram:
     """Count a layer's weights on the axis where every group's absmax is 1.
 
     A sketch knows each of its own bins' smallest and largest weight only; a bin that straddles a border here is
@@ -76,41 +41,7 @@ def normalised_counts(sketch: Sketch, bins: int = 256) -> Counts:
     middle = (np.asarray(sketch.value_min, np.float64) + np.asarray(sketch.value_max, np.float64)) / 2
     low, high = (0.0, 1.0) if sketch.normalization == "range" else (-1.0, 1.0)
     counts, edges = np.histogram(np.clip(middle, low, high), bins=bins, range=(low, high), weights=sketch.n)
-    return Counts(edges, counts)
-
-
-def gaussian_quantiles(sketch: Sketch, points: int = 200) -> GaussianQuantiles:
-    """Return quantiles of a layer's weights beside those of a Gaussian.
-
-    The points stand at equal distances on the Gaussian's axis from the smallest weight to the largest, so the tails
-    are as finely drawn as the middle. A quantile is as sharp as the sketch's bins (2^-10 of its value, and exact for
-    16-bit weights, whose every value has a bin).
-
-    Args:
-        sketch: a sketch at granularity ``tensor``: with more scales than one the weights' own values are not in it.
-        points: how many quantiles.
-
-    Raises:
-        QuantizationError: the sketch has more than one scale, or fewer than two points are asked for.
-    """
-    if str(sketch.granularity) != "tensor" or sketch.normalization != "absmax":
-        message = "quantiles of the weights need a sketch at granularity tensor, normalised by absmax"
-        raise QuantizationError(message)
-    if points < 2:
-        message = f"a quantile plot has at least two points, not {points}"
-        raise QuantizationError(message)
-    value = (np.asarray(sketch.value_min, np.float64) + np.asarray(sketch.value_max, np.float64)) / 2
-    below = np.cumsum(sketch.n)
-    count = float(below[-1])
-    mean = float(np.dot(sketch.n, value)) / count
-    deviation = float(np.sqrt(np.dot(sketch.n, (value - mean) ** 2) / count))
-    # Hazen's plotting positions (k - 1/2) / N: the extremes stand at the quantiles of half a weight.
-    normal = NormalDist()
-    reach = -normal.inv_cdf(0.5 / count) if count > 1 else 0.0
-    gaussian = np.linspace(-reach, reach, points)
-    probability = np.array([normal.cdf(z) for z in gaussian])
-    at = np.minimum(np.searchsorted(below, probability * count * (1 - 1e-12)), len(value) - 1)
-    return GaussianQuantiles(gaussian, (value[at] - mean) / deviation if deviation > 0 else np.zeros(points))
+    return Histogram(edges, counts)
 
 
 def normalised_levels(grid: Grid, clip: float = 1.0) -> Float[np.ndarray, " levels"]:
@@ -181,12 +112,3 @@ def channel_weights(weight: Any, channel: int, axis: Axis = "output") -> Float[n
     if axis == "output":
         return matrix.weights.rows(channel, channel + 1)[0].astype(np.float64)
     return np.concatenate([block[:, channel].astype(np.float64) for _, block in matrix.weights.blocks()])
-
-
-def channel_counts(weight: Any, channel: int, axis: Axis = "output", bins: int = 96) -> Counts:
-    """Count the weights of one channel in equal bins from its smallest weight to its largest.
-
-    Arguments and errors as in ``channel_weights``; ``bins`` is how many bins to make.
-    """
-    counts, edges = np.histogram(channel_weights(weight, channel, axis), bins=bins)
-    return Counts(edges, counts.astype(np.float64))

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from workbench.errors import QuantizationError
 from workbench.grids import PowerGrid, UniformGrid
 from workbench.quantization import quantize, sketch
-from workbench.quantization.distribution import (
-    channel_counts,
+from workbench.quantization.normalised import (
     channel_levels,
     channel_weights,
-    gaussian_quantiles,
-    normalised_counts,
+    normalised_histogram,
     normalised_levels,
     tensor_levels,
 )
@@ -23,8 +20,8 @@ def weights() -> np.ndarray:
     return (np.random.default_rng(5).laplace(size=(96, 200)) * 0.02).astype(np.float32)
 
 
-def test_normalised_counts_lose_no_weight_and_follow_numpy(weights: np.ndarray) -> None:
-    found = normalised_counts(sketch(weights, "channel"), bins=64)
+def test_normalised_histogram_lose_no_weight_and_follow_numpy(weights: np.ndarray) -> None:
+    found = normalised_histogram(sketch(weights, "channel"), bins=64)
     u = weights.astype(np.float64) / np.abs(weights).max(axis=1, keepdims=True)
     expected, edges = np.histogram(u, bins=64, range=(-1, 1))
     np.testing.assert_array_equal(found.edges, edges)
@@ -34,34 +31,9 @@ def test_normalised_counts_lose_no_weight_and_follow_numpy(weights: np.ndarray) 
 
 
 def test_asymmetric_sketch_is_counted_from_zero_to_one(weights: np.ndarray) -> None:
-    found = normalised_counts(sketch(np.abs(weights), "channel", "range"), bins=16)
+    found = normalised_histogram(sketch(np.abs(weights), "channel", "range"), bins=16)
     assert (found.edges[0], found.edges[-1]) == (0.0, 1.0)
     assert found.counts.sum() == weights.size
-
-
-def test_gaussian_weights_lie_on_the_line() -> None:
-    weights = np.random.default_rng(1).standard_normal((200, 500)).astype(np.float32) * 3 + 1
-    found = gaussian_quantiles(sketch(weights, "tensor"), 101)
-    inner = np.abs(found.gaussian) < 2.5
-    np.testing.assert_allclose(found.weights[inner], found.gaussian[inner], atol=0.05)
-
-
-def test_quantiles_are_those_of_the_sorted_weights(weights: np.ndarray) -> None:
-    small = weights.astype(ml_dtypes.bfloat16)
-    found = gaussian_quantiles(sketch(small, "tensor"), 51)
-    exact = small.astype(np.float64).ravel()
-    standard = np.sort((exact - exact.mean()) / exact.std())
-    assert found.weights[0] == pytest.approx(standard[0])
-    assert found.weights[-1] == pytest.approx(standard[-1])
-    from statistics import NormalDist
-
-    rank = np.ceil([NormalDist().cdf(z) * exact.size * (1 - 1e-12) for z in found.gaussian]).astype(int) - 1
-    np.testing.assert_allclose(found.weights, standard[np.clip(rank, 0, None)], rtol=1e-9, atol=1e-12)
-
-
-def test_quantiles_refuse_a_sketch_with_many_scales(weights: np.ndarray) -> None:
-    with pytest.raises(QuantizationError, match="granularity tensor"):
-        gaussian_quantiles(sketch(weights, "channel"))
 
 
 @pytest.mark.parametrize("grid", [PowerGrid(bits=4, exponent=0.5), UniformGrid(bits=4, range="asymmetric")])
@@ -88,10 +60,6 @@ def test_normalised_levels_shrink_with_the_clip() -> None:
 def test_one_channel_alone(weights: np.ndarray, axis) -> None:
     channel = weights[7] if axis == "output" else weights[:, 7]
     np.testing.assert_array_equal(channel_weights(weights, 7, axis), channel)
-    found = channel_counts(weights, 7, axis, bins=20)
-    assert found.counts.sum() == channel.size
-    assert found.edges[0] == channel.min()
-    assert found.to_frame().weights.sum() == channel.size
 
 
 def test_unknown_channels_are_refused(weights: np.ndarray) -> None:
