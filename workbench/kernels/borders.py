@@ -5,6 +5,9 @@ monotonically with ``w``, so every threshold has a smallest float32 weight on it
 a plain float32 comparison of the stored weight gives exactly the float64 answer, sixteen lanes at a time.
 """
 
+# Compiled functions: numba infers their types, and they take arrays, not objects.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,7 +21,7 @@ _DOUBT = 8e-16
 
 
 @kernel(inline=True)
-def next_above(number):  # noqa: ANN001, ANN202
+def next_above(number):
     """Return the next larger float32 (both zeros count as one)."""
     pattern = bits_of(number)
     if number == np.float32(0.0):
@@ -29,20 +32,20 @@ def next_above(number):  # noqa: ANN001, ANN202
 
 
 @kernel(inline=True)
-def next_below(number):  # noqa: ANN001, ANN202
+def next_below(number):
     """Return the next smaller float32 (both zeros count as one)."""
     return -next_above(-number)
 
 
 @kernel(inline=True)
-def _beyond(weight, scale, offset, threshold):  # noqa: ANN001, ANN202
+def _beyond(weight, scale, offset, threshold):
     """Say whether a weight lies on the upper side (for a negative scale: the lower side of ``u``) of a threshold."""
     u = np.float64(weight) / scale + offset
     return u >= threshold if scale > 0.0 else u < threshold
 
 
 @kernel(inline=True)
-def border(threshold, scale, offset):  # noqa: ANN001, ANN202
+def border(threshold, scale, offset):
     """Return the smallest float32 weight beyond a threshold, plus infinity when there is none.
 
     Args:
@@ -68,7 +71,7 @@ def border(threshold, scale, offset):  # noqa: ANN001, ANN202
 
 
 @kernel()
-def group_borders(thresholds, levels, scale, offset, borders, values):  # noqa: ANN001, ANN202
+def group_borders(thresholds, levels, scale, offset, borders, values):
     """Fill one group's borders and decoded values, both in ascending order of the weight.
 
     Args:

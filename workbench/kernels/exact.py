@@ -6,6 +6,9 @@ compiler turns comparing and selecting into vector instructions. Many levels: a 
 float32(u) gives the candidate level, and comparing ``u`` with the thresholds of that one table cell settles it.
 """
 
+# Compiled functions: numba infers their types, and they take arrays, not objects.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -31,7 +34,7 @@ FEW_LEVELS = 48
 
 
 @kernel(fastmath=SUMS)
-def _scan_few(codes, start, stop, borders, values, weight, decoded):  # noqa: ANN001, ANN202
+def _scan_few(codes, start, stop, borders, values, weight, decoded):
     """Return error, weight and decoded energy and the largest error of one group's columns, a few levels."""
     error = 0.0
     energy = 0.0
@@ -72,7 +75,7 @@ def _scan_few(codes, start, stop, borders, values, weight, decoded):  # noqa: AN
 
 
 @kernel(parallel=True)
-def _few_levels(codes, group, scale, offset, thresholds, levels, sums):  # noqa: ANN001, ANN202
+def _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors):
     rows, columns = codes.shape
     groups = scale.shape[1]
     shared = scale.shape[0] == 1
@@ -92,10 +95,12 @@ def _few_levels(codes, group, scale, offset, thresholds, levels, sums):  # noqa:
                 start = g * group
                 found = _scan_few(codes[row], start, min(columns, start + group), borders, values, weight, decoded)
                 _add(sums[row], found, scale[at, g])
+                if errors.shape[0] > 0:
+                    errors[row, g] = found[0]
 
 
 @kernel(inline=True)
-def _add(total, found, scale):  # noqa: ANN001, ANN202
+def _add(total, found, scale):
     """Add one group's error, weight energy, decoded energy, largest error, and largest error over the scale."""
     total[0] += found[0]
     total[1] += found[1]
@@ -106,7 +111,7 @@ def _add(total, found, scale):  # noqa: ANN001, ANN202
 
 
 @kernel(fastmath=SUMS)
-def _scan_many(codes, start, stop, scale, offset, table, weight, place, cell, level):  # noqa: ANN001, ANN202
+def _scan_many(codes, start, stop, scale, offset, table, weight, place, cell, level):
     """Return error, weight and decoded energy and the largest error of one group's columns, any number of levels."""
     first, shift, floor, top, steps, thresholds, levels = table
     error = 0.0
@@ -141,7 +146,7 @@ def _scan_many(codes, start, stop, scale, offset, table, weight, place, cell, le
 
 
 @kernel()
-def normalise(codes, scale, offset, weight, place):  # noqa: ANN001, ANN202
+def normalise(codes, scale, offset, weight, place):
     """Fill float64 weights and their places on the grid's axis, u = w / s + o, as the definition has it."""
     if scale == 0.0:
         for j in range(codes.shape[0]):
@@ -160,7 +165,7 @@ def normalise(codes, scale, offset, weight, place):  # noqa: ANN001, ANN202
 
 
 @kernel(parallel=True)
-def _many_levels(codes, group, scale, offset, table, sums):  # noqa: ANN001, ANN202
+def _many_levels(codes, group, scale, offset, table, sums, errors):
     rows, columns = codes.shape
     groups = scale.shape[1]
     shared = scale.shape[0] == 1
@@ -187,6 +192,8 @@ def _many_levels(codes, group, scale, offset, table, sums):  # noqa: ANN001, ANN
                     level,
                 )
                 _add(sums[row], found, scale[at, g])
+                if errors.shape[0] > 0:
+                    errors[row, g] = found[0]
 
 
 class RowSums(NamedTuple):
@@ -224,13 +231,34 @@ def error_sums(
         offset: float64, same shape.
         group: columns that share a scale.
     """
+    return RowSums(*_sums(rows, grid, scale, offset, group, np.empty((0, 0))).T)
+
+
+@exclusive
+def group_error_sums(
+    rows: np.ndarray,
+    grid: Grid,
+    scale: Float[np.ndarray, "rows groups"],
+    offset: Float[np.ndarray, "rows groups"],
+    group: int,
+) -> Float[np.ndarray, "rows groups"]:
+    """Return sum (w - w_hat)^2 of every group of every row (arguments as in ``error_sums``)."""
+    errors = np.empty((rows.shape[0], scale.shape[1]))
+    _sums(rows, grid, scale, offset, group, errors)
+    return errors
+
+
+def _sums(
+    rows: np.ndarray, grid: Grid, scale: np.ndarray, offset: np.ndarray, group: int, errors: np.ndarray
+) -> Float[np.ndarray, "rows 5"]:
+    """Run the loop that suits the grid."""
     codes = as_codes(rows)
     sums = np.zeros((codes.shape[0], 5))
     scale = np.ascontiguousarray(scale, dtype=np.float32)
     offset = np.ascontiguousarray(offset, dtype=np.float64)
     if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
         thresholds, levels = (np.ascontiguousarray(part, dtype=np.float64) for part in (grid.thresholds, grid.levels))
-        _few_levels(codes, group, scale, offset, thresholds, levels, sums)
+        _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors)
     else:
-        _many_levels(codes, group, scale, offset, code_table(grid), sums)
-    return RowSums(*sums.T)
+        _many_levels(codes, group, scale, offset, code_table(grid), sums, errors)
+    return sums

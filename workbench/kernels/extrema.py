@@ -1,5 +1,8 @@
 """Smallest, largest and largest-magnitude weight of every scale group: one pass over the stored codes."""
 
+# Compiled functions: numba infers their types, and they take arrays, not objects.
+# ruff: noqa: ANN001, ANN202
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +14,7 @@ from workbench.kernels.runtime import exclusive, kernel
 
 
 @kernel()
-def _row_extrema(codes, group, low, high, peak):  # noqa: ANN001, ANN202
+def _row_extrema(codes, group, low, high, peak):
     """Fill one row's groups; the search runs on integer ranks, so that it vectorizes whatever the float type."""
     columns = codes.shape[0]
     for g in range(low.shape[0]):
@@ -40,7 +43,7 @@ def _row_extrema(codes, group, low, high, peak):  # noqa: ANN001, ANN202
 
 
 @kernel(parallel=True)
-def _extrema(codes, group, low, high, peak):  # noqa: ANN001, ANN202
+def _extrema(codes, group, low, high, peak):
     for row in prange(codes.shape[0]):
         _row_extrema(codes[row], group, low[row], high[row], peak[row])
 

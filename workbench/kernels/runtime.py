@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numba
+from numba.core import config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -18,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 lock = threading.RLock()
 
 # numba falls through this list at the first parallel loop of the process; ``workqueue`` is what always exists.
-numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
+config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]  # pyright: ignore[reportAttributeAccessIssue]
 
 #: Sums may be reordered and multiply-adds fused (vector reductions need it); NaN and infinity keep their meaning.
 SUMS = frozenset({"reassoc", "contract", "nsz"})
@@ -50,7 +51,7 @@ def kernel(
         options["fastmath"] = flags
     if inline:
         options["forceinline"] = True
-    return numba.njit(**options)
+    return numba.njit(**options)  # pyright: ignore[reportReturnType]
 
 
 def exclusive(function: Function) -> Function:

@@ -40,7 +40,7 @@ class CodeTable(NamedTuple):
 
 
 @kernel(inline=True)
-def cell_of(u, shift, floor, top):  # noqa: ANN001, ANN202
+def cell_of(u, shift, floor, top):  # noqa: ANN001, ANN201
     """Return the table cell of a float32 ``u``."""
     pattern = bits_of(u)
     magnitude = min(max(((pattern & np.int32(0x7FFFFFFF)) >> shift) - floor, np.int32(0)), top)
@@ -77,7 +77,7 @@ def table_of(thresholds: Float[np.ndarray, " levels-1"], levels: Float[np.ndarra
             break
         if best is not None and best[0] == 1:
             break
-    assert best is not None  # noqa: S101 - one mantissa bit over 24 octaves always fits
+    assert best is not None
     steps, shift, floor, top = best
     cells = top + sign * np.clip((magnitude >> shift) - floor, 0, top)
     first = np.searchsorted(cells, np.arange(2 * top + 1), side="left").astype(np.int32)

@@ -1,0 +1,207 @@
+"""The sketch's one pass: every weight's place on the grid's axis falls into a bin that keeps moments.
+
+Two layouts of bins. *Logarithmic*, for grids around zero: sign, 24 octaves below 1 (and two above), at least 10
+mantissa bits, read off the bit pattern of float32(u); the two topmost octaves below 1 take one and two bits more, so
+that bins there are no wider than 2^-13, a sixty-fourth of an 8-bit step. *Linear*, for ``range`` grids on [0, 1], whose
+weights crowd in the middle: bins of 2^-15.
+"""
+
+# Compiled functions: numba infers their types, and they take arrays, not objects.
+# ruff: noqa: ANN001, ANN202, PLR0917
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+from numba import prange
+from numba.np.ufunc.parallel import get_thread_id
+
+from workbench.kernels.codes import as_codes, bits_of, value
+from workbench.kernels.runtime import exclusive, kernel, threads
+
+#: Mantissa bits of a bin in most octaves.
+MANTISSA_BITS = 10
+
+#: Biased float32 exponents of the lowest and highest octave: [2^-24, 2^-23) and [2, 4).
+_LOWEST, _HIGHEST = 127 - 24, 127 + 1
+
+#: Linear bins to the unit, and the first one's left border.
+LINEAR_BINS, LINEAR_START = 1 << 15, -0.5
+
+_BLOCK = 512
+_PARTS = 64
+
+
+def _octaves() -> tuple[np.ndarray, np.ndarray]:
+    """Return, for every biased exponent, the first bin of its octave and the mantissa bits it drops."""
+    first = np.zeros(256, dtype=np.int32)
+    dropped = np.full(256, 31, dtype=np.int32)
+    bins = 1  # bin 0: everything below the lowest octave, and zero itself
+    for exponent in range(_LOWEST, _HIGHEST + 1):
+        kept = MANTISSA_BITS + {125: 1, 126: 2}.get(exponent, 0)
+        first[exponent] = bins
+        dropped[exponent] = 23 - kept
+        bins += 1 << kept
+    first[_HIGHEST + 1 :] = bins - 1  # beyond the last octave: its last bin
+    return first, dropped
+
+
+_FIRST, _DROPPED = _octaves()
+_HALF = int(_FIRST[-1]) + 1
+
+
+def log_borders() -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
+    """Return the least and the largest |u| of each logarithmic bin of one sign; the last one is open to infinity."""
+    low = [np.zeros(1)]
+    for exponent in range(_LOWEST, _HIGHEST + 1):
+        count = 1 << (23 - int(_DROPPED[exponent]))
+        low.append(np.ldexp(1.0 + np.arange(count) / count, exponent - 127))
+    start = np.concatenate(low)
+    return start, np.append(start[1:], np.inf)
+
+
+@kernel()
+def _bin_log(codes, scale, place, weight, bins):
+    """Add one group's weights to the bins: count, s^2, s w, w^2."""
+    inverse = 1.0 / scale if scale != 0.0 else 0.0
+    square = scale * scale
+    for begin in range(0, codes.shape[0], _BLOCK):
+        count = min(_BLOCK, codes.shape[0] - begin)
+        for j in range(count):
+            w = np.float64(value(codes[begin + j]))
+            pattern = bits_of(np.float32(w * inverse))
+            exponent = (pattern >> np.int32(23)) & np.int32(0xFF)
+            k = _FIRST[exponent] + ((pattern & np.int32(0x7FFFFF)) >> _DROPPED[exponent])
+            place[j] = 4 * (k + (_HALF if pattern < 0 else 0))
+            weight[j] = w
+        for j in range(count):
+            k = place[j]
+            w = weight[j]
+            bins[k] += 1.0
+            bins[k + 1] += square
+            bins[k + 2] += scale * w
+            bins[k + 3] += w * w
+
+
+@kernel()
+def _bin_linear(codes, scale, offset, place, weight, bins):
+    """Add one group's weights to the bins: count, s^2, s^2 u, s^2 u^2, s^2 o, s^2 o^2 with u = w / s + o."""
+    inverse = 1.0 / scale if scale != 0.0 else 0.0
+    square = scale * scale
+    last = 2 * LINEAR_BINS - 1
+    for begin in range(0, codes.shape[0], _BLOCK):
+        count = min(_BLOCK, codes.shape[0] - begin)
+        for j in range(count):
+            w = np.float64(value(codes[begin + j]))
+            # Where the scale is 0 the weights decode to 0: they sit at u = 0 with no scale, only their energy counts.
+            u = w * inverse + offset
+            k = np.int32(min(max((u - LINEAR_START) * LINEAR_BINS, 0.0), np.float64(last)))
+            place[j] = 6 * k
+            weight[j] = w + scale * offset
+        for j in range(count):
+            k = place[j]
+            su = weight[j]
+            bins[k] += 1.0
+            bins[k + 1] += square
+            bins[k + 2] += scale * su
+            bins[k + 3] += su * su
+            bins[k + 4] += square * offset
+            bins[k + 5] += square * offset * offset
+
+
+@kernel(parallel=True)
+def _bin_rows(codes, group, scale, offset, linear, bins):
+    rows, columns = codes.shape
+    parts = min(rows, _PARTS)
+    for part in prange(parts):
+        place = np.empty(_BLOCK, dtype=np.int32)
+        weight = np.empty(_BLOCK)
+        mine = bins[get_thread_id()]
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            at = row if scale.shape[0] > 1 else 0
+            for g in range(scale.shape[1]):
+                some = codes[row, g * group : min(columns, (g + 1) * group)]
+                if linear:
+                    _bin_linear(some, np.float64(scale[at, g]), offset[at, g], place, weight, mine)
+                else:
+                    _bin_log(some, np.float64(scale[at, g]), place, weight, mine)
+
+
+def new_bins(*, linear: bool) -> Float[np.ndarray, "threads cells"]:
+    """Return empty bins for ``bin_rows``, one set for each thread."""
+    return np.zeros((threads(), 6 * 2 * LINEAR_BINS if linear else 4 * 2 * _HALF))
+
+
+@exclusive
+def bin_rows(
+    rows: np.ndarray,
+    scale: Float[np.ndarray, "rows groups"],
+    offset: Float[np.ndarray, "rows groups"],
+    group: int,
+    bins: Float[np.ndarray, "threads cells"],
+    *,
+    linear: bool,
+) -> None:
+    """Add some rows' weights to the bins.
+
+    Args:
+        rows: finite weights (rows, columns), any floating-point dtype, as stored.
+        scale: float32, one value for each row and group; one row where all rows share it.
+        offset: float64, same shape (read only by linear bins).
+        group: columns that share a scale.
+        bins: from ``new_bins``.
+        linear: which layout the bins have.
+    """
+    scale = np.ascontiguousarray(scale, dtype=np.float32)
+    offset = np.ascontiguousarray(offset, dtype=np.float64)
+    _bin_rows(as_codes(rows), group, scale, offset, linear, bins)
+
+
+def gather_bins(
+    bins: Float[np.ndarray, "threads cells"], *, linear: bool
+) -> tuple[Float[np.ndarray, " filled"], Float[np.ndarray, " filled"], Float[np.ndarray, "filled moments"]]:
+    """Add up the threads' bins and keep the filled ones, in ascending order.
+
+    Returns:
+        Lower border, upper border, and the moments of each filled bin. Borders allow for the rounding of u to float32.
+    """
+    if linear:
+        moments = bins.sum(axis=0).reshape(-1, 6)
+        low = LINEAR_START + np.arange(len(moments)) / LINEAR_BINS
+        high = low + 1.0 / LINEAR_BINS
+        low, high = low - 2.0**-40, high + 2.0**-40
+        low[0], high[-1] = -np.inf, np.inf
+    else:
+        both = bins.sum(axis=0).reshape(2, _HALF, 4)
+        start, stop = log_borders()
+        start, stop = start * (1.0 - 2.0**-23), stop * (1.0 + 2.0**-23)
+        moments = np.concatenate([both[1, ::-1], both[0]])
+        low = np.concatenate([-stop[::-1], start])
+        high = np.concatenate([-start[::-1], stop])
+    filled = np.flatnonzero(moments[:, 0])
+    return low[filled], high[filled], moments[filled]
+
+
+@kernel(parallel=True)
+def _count_codes(codes, counts):
+    rows, columns = codes.shape
+    parts = min(rows, _PARTS)
+    for part in prange(parts):
+        mine = counts[get_thread_id()]
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            # Four tables: equal neighbours would otherwise wait for each other's store.
+            for j in range(0, columns - 3, 4):
+                mine[0, np.uint16(codes[row, j])] += 1
+                mine[1, np.uint16(codes[row, j + 1])] += 1
+                mine[2, np.uint16(codes[row, j + 2])] += 1
+                mine[3, np.uint16(codes[row, j + 3])] += 1
+            for j in range(columns // 4 * 4, columns):
+                mine[0, np.uint16(codes[row, j])] += 1
+
+
+@exclusive
+def count_codes(rows: np.ndarray) -> Int[np.ndarray, "65536"]:
+    """Count how often each 16-bit code (bf16 or f16) occurs in some rows."""
+    counts = np.zeros((threads(), 4, 1 << 16), dtype=np.uint32)
+    _count_codes(as_codes(rows), counts)
+    return counts.sum(axis=(0, 1), dtype=np.int64)
