@@ -1,6 +1,6 @@
 /** Weights, a grid on them and its error, redrawn while a slider moves; Python hears of it at rest. */
 
-// ---- arithmetic: workbench/kernels/query.py, and tested against it; ties at a threshold go up (bins have a width)
+// ---- arithmetic of workbench/kernels/query.py; ties at a threshold go up (bins have a width)
 
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x)), { abs } = Math;
 
@@ -32,11 +32,13 @@ export function gridOf({ family, bits, exponent, rounding, range }, catalogue) {
 	return { first, levels, thresholds: levels.slice(1).map((_, k) => border(k)), normalization };
 }
 
-/** Clip shrinks a grid about 0, or about the middle of an asymmetric range. */
+/** Clip shrinks a grid about 0, an asymmetric one about its middle. */
 export function place({ levels, thresholds, normalization }, clip) {
 	const about = normalization === "range" ? (1 - clip) / 2 : 0, put = (x) => about + clip * x;
 	return { levels: levels.map(put), thresholds: thresholds.map(put) };
 }
+
+let mass = 0, first = 0, massOff = 0, firstOff = 0; // beyond's answer; an array per call is slow
 
 /** Mass and first moment of bin i above t, and how far each may be off. */
 function beyond({ low, high, m0, d1, d2 }, i, t) {
@@ -46,9 +48,13 @@ function beyond({ low, high, m0, d1, d2 }, i, t) {
 	const most = d > 0 ? Math.min(1, 1 - tail, rise / (t - low[i])) : 1;
 	const least = d > 0 ? 0 : Math.max(tail || 0, high[i] > t ? Math.min(1, -d / (high[i] - t)) : 0), floor = Math.max(0, -d);
 	const roof = Math.max(floor, Math.min((Math.sqrt(spread + d * d) - d) / 2, ((high[i] - t) * rise) / width));
-	const mass = clamp(rest + 0.5 * tilt * x * rest, least, most);
-	const first = clamp(width * rest * rest * (0.5 + tilt * (rest / 3 + 0.5 * (x - 0.5))), floor, roof);
-	return [mass, first, Math.max(mass - least, most - mass), Math.max(first - floor, roof - first)].map((part) => part * m0[i]);
+	const p = clamp(rest + 0.5 * tilt * x * rest, least, most);
+	const q = clamp(width * rest * rest * (0.5 + tilt * (rest / 3 + 0.5 * (x - 0.5))), floor, roof);
+	mass += m0[i] * p;
+	first += m0[i] * q;
+	massOff += m0[i] * Math.max(p - least, most - p);
+	firstOff += m0[i] * Math.max(q - floor, roof - q);
+	return p;
 }
 
 /** Squared error over energy, its relative bound, weights per code. */
@@ -60,21 +66,16 @@ export function query(sketch, grid, clip) {
 	let error = S2[size] - 2 * levels[home] * S1[size] + levels[home] ** 2 * S0[size];
 	for (let k = 0; k < last; k++) {
 		const t = thresholds[k], gap = levels[k + 1] - levels[k], middle = (levels[k] + levels[k + 1]) / 2, off = t - middle;
-		let start = 0, stop = size, mass = 0, first = 0, share = 0;
+		let start = 0, stop = size, share = 0;
 		while (start < stop) {
 			const half = (start + stop) >> 1;
 			if (high[half] < t) start = half + 1;
 			else stop = half;
 		}
 		let cut = start;
-		for (; cut < size && low[cut] < t; cut++) {
-			if (!m0[cut]) continue; // all-zero groups
-			const [m, f, dm, df] = beyond(sketch, cut, t);
-			mass += m;
-			first += f;
-			slack += 2 * gap * (df + abs(off) * dm);
-			share += (m / m0[cut]) * n[cut];
-		}
+		mass = first = massOff = firstOff = 0;
+		for (; cut < size && low[cut] < t; cut++) if (m0[cut]) share += beyond(sketch, cut, t) * n[cut];
+		slack += 2 * gap * (firstOff + abs(off) * massOff);
 		if (k >= home) error -= 2 * gap * (S1[size] - S1[cut] - middle * (S0[size] - S0[cut]) + first + off * mass);
 		else error += 2 * gap * (S1[cut] - middle * S0[start] - t * (S0[cut] - S0[start]) - first + off * (S0[cut] - S0[start] - mass));
 		counts[k] = N[cut] - share - before;
@@ -82,18 +83,22 @@ export function query(sketch, grid, clip) {
 	}
 	counts[last] = N[size] - before;
 	error = Math.max(error, 0);
-	return { error, bound: error ? slack / error : 0, counts };
+	slack += 2 ** -22 * Math.sqrt(error); // decoded weights are float32
+	return { error, bound: slack < error ? slack / (error - slack) : error && Infinity, counts };
 }
 
-/** Lowest f on 61 points, then in three zooms. */
+/** f on 61 points; its lowest value there and in two zooms. */
 export function lowest(f, low, high) {
-	let best = { x: high, y: f(high) }, step = (high - low) / 60, middle = (low + high) / 2, reach = 30;
-	for (let zoom = 0; zoom < 4; zoom++, step /= 10, reach = 10, middle = best.x)
-		for (let i = -reach; i <= reach; i++) {
-			const x = clamp(+(middle + i * step).toFixed(4), low, high), y = f(x);
-			if (y < best.y) best = { x, y };
+	const xs = [...Array(61).keys()].map((i) => +(low + ((high - low) * i) / 60).toFixed(4)), ys = xs.map((x) => f(x));
+	let y = Math.min(...ys), x = xs[ys.indexOf(y)];
+	for (const step of [(high - low) / 480, (high - low) / 3840]) {
+		const middle = x;
+		for (let i = -8; i <= 8; i++) {
+			const at = clamp(+(middle + i * step).toFixed(4), low, high), value = f(at);
+			if (value < y) [x, y] = [at, value];
 		}
-	return best;
+	}
+	return { x, y, xs, ys };
 }
 
 // ---- words
@@ -172,14 +177,14 @@ function drawWeights(canvas, ink, { counts, domain, levels, thresholds, share, c
 	if (spot !== null) upright(X(spot), top, floor, ink.picked, 2);
 }
 
-function drawCurve(canvas, ink, { range, xs, ys, floor, uniform, best, x, y }) {
+function drawCurve(canvas, ink, { range, floor, curve, uniform, x, y }) {
 	const left = 36, top = 8, { c, height, X, line, upright, level, scale, axis } = sheet(canvas, ink, left, range), base = height - 22;
 	const Y = (v) => base - (clamp(v - floor, 0, 20) / 20) * (base - top);
 	scale(ticks(floor, floor + 20, 4), Y, signs);
 	axis(base);
 	level(Y(uniform), ink.uniform, 1.5, [6, 4]);
-	line(xs.map((v, i) => [X(v), Y(ys[i])]), ink.levels, 2);
-	upright(X(best.x), Y(decibel(best.y)), base, ink.best, 1.5, [2, 3]);
+	line(curve.xs.map((v, i) => [X(v), Y(decibel(curve.ys[i]))]), ink.levels, 2);
+	upright(X(curve.x), Y(decibel(curve.y)), base, ink.best, 1.5, [2, 3]);
 	if (x === null) return;
 	line([], ink.ink, 1.5);
 	c.arc(X(x), Y(y), 6.5, 0, 7);
@@ -202,7 +207,7 @@ function render({ model, el }) {
 	let sketch, catalogue, ink, ready, made, power, memory, frame = 0, timer = 0, held = false, saving = false, dirty = false, spot = null, hint = "";
 
 	const redraw = () => (frame ||= requestAnimationFrame(draw)), reload = () => (sketch = null);
-	const listen = (target, types, f) => types.split(" ").forEach((type) => target.addEventListener(type, f, { signal: stop.signal }));
+	const { signal } = stop, listen = (target, types, f) => types.split(" ").forEach((type) => target.addEventListener(type, f, { signal }));
 	const errorAt = (grid) => (clip) => query(sketch, grid, clip).error;
 
 	function load() {
@@ -214,11 +219,6 @@ function render({ model, el }) {
 		memory = {};
 	}
 
-	function curve(name, f) {
-		const [low, high] = SPAN[name], xs = [...Array(60).keys()].map((i) => low + (i / 59) * (high - low));
-		return { xs, ys: xs.map((x) => decibel(f(x))), best: lowest(f, low, high) };
-	}
-
 	function draw() {
 		const start = performance.now(), info = get("info"), exact = get("exact"), mse = s.scale_rule === "mse";
 		frame = 0;
@@ -228,11 +228,11 @@ function render({ model, el }) {
 		ready = !!grid && !info.waiting && !grid.still && sketch.size > 0 && info.granularity === s.granularity
 			&& info.normalization === grid.normalization && !s.scale_rule.startsWith("percentile");
 		const { range } = info, uniform = (memory["u" + bits] ??= lowest(errorAt(gridOf({ family: "uniform", bits, range })), ...SPAN.clip));
-		made = { clip: { xs: [], ys: [], best: uniform } };
+		made = { clip: { ...uniform, xs: [], ys: [] } };
 		made.exponent = made.clip;
-		if (ready) made.clip = memory[[s.family, bits, s.exponent, s.rounding, s.range]] ??= curve("clip", errorAt(grid));
-		const clip = ready && mse ? made.clip.best.x : s.clip;
-		if (range !== "asymmetric") made.exponent = memory[[bits, clip, s.rounding]] ??= curve("exponent", (a) => power(a)(clip));
+		if (ready) made.clip = memory[[s.family, bits, s.exponent, s.rounding, s.range]] ??= lowest(errorAt(grid), ...SPAN.clip);
+		const clip = ready && mse ? made.clip.x : s.clip;
+		if (range !== "asymmetric") made.exponent = memory[[bits, clip, s.rounding]] ??= lowest((a) => power(a)(clip), ...SPAN.exponent);
 
 		const told = Object.keys(exact.state).every((k) => exact.state[k] === s[k]) && exact, answer = ready && query(sketch, grid, clip);
 		const { error, bound, approximate = true } = told || answer || {}, known = error !== undefined, sure = known && !approximate;
@@ -246,7 +246,7 @@ function render({ model, el }) {
 			name: info.name,
 			about: info.waiting || `${info.about} · ${(bits + get("overhead")).toFixed(3)} bits per weight`,
 			sqnr: known ? badge + db(dB) : "…",
-			sqnr_note: within((4.343 * bound).toPrecision(2) + " dB") || (sure ? "exact" : "measured at rest"),
+			sqnr_note: within((4.343 * bound).toPrecision(2) + " dB") || (sure ? "exact" : "at rest"),
 			mse: known ? badge + scientific((error * info.energy) / info.count) : "…",
 			mse_note: within(part(bound)),
 			uniform: "≈ " + db(rival),
@@ -255,18 +255,18 @@ function render({ model, el }) {
 			gain_note: compared ? part(abs(error / uniform.y - 1)) + (gain < 0 ? " more error" : " less error") : "",
 			hint: hint || get("message"),
 			unit: info.unit,
-			exponent: "best " + made.exponent.best.x.toFixed(3),
-			clip: "best " + made.clip.best.x.toFixed(3),
+			exponent: "best " + made.exponent.x.toFixed(3),
+			clip: "best " + made.clip.x.toFixed(3),
 			readout: spot === null ? "" : `${at(low + i * wide)} to ${at(low + (i + 1) * wide)}: ${n.toLocaleString("en")} weights, ${part(n / info.count)}`
 				+ (ready ? ` · code ${signs(grid.codes?.[code] ?? grid.first + code)}: level ${at(levels[code])}, ${part(share[code])}` : ""),
 		};
 		for (const node of all("out")) if (node.textContent !== words[node.dataset.out]) node.textContent = words[node.dataset.out];
 		drawWeights(hist, ink, { ...info, levels, thresholds, share, counts: sketch.histogram, code, spot, log: s.log_counts });
-		const floor = 5 * Math.ceil((Math.max(0, ...[...made.exponent.ys, ...made.clip.ys, rival].filter(isFinite)) + 1) / 5) - 20;
+		const tops = [made.exponent.y, made.clip.y, uniform.y].map(decibel).filter(isFinite), floor = 5 * Math.ceil((Math.max(0, ...tops) + 1) / 5) - 20;
 		for (const canvas of curves) {
 			const name = canvas.dataset.curve, live = ready && !isApart(canvas) && !(mse && name === "clip");
 			canvas.dataset.live = live;
-			drawCurve(canvas, ink, { ...made[name], range: SPAN[name], floor, uniform: rival, x: live ? s[name] : null, y: dB });
+			drawCurve(canvas, ink, { range: SPAN[name], floor, curve: made[name], uniform: rival, x: live ? s[name] : null, y: dB });
 		}
 		times.push(performance.now() - start);
 		if (times.length > 2000) times.shift();
@@ -324,12 +324,12 @@ function render({ model, el }) {
 
 	function search(which) {
 		const along = (f) => lowest(f, ...SPAN.clip);
-		if (which !== "both") return edit({ [which]: made[which].best.x });
+		if (which !== "both") return edit({ [which]: made[which].x });
 		const exponent = lowest((a) => along(power(a)).y, ...SPAN.exponent).x;
 		edit({ exponent, clip: along(power(exponent)).x });
 	}
 
-	/** Light or dark, from the page's own ground (JupyterLab, Voilà), else from the system. */
+	/** Light or dark: the page's own ground, else the system. */
 	function dress() {
 		root.dataset.theme = "";
 		const style = getComputedStyle(root), [r, g, b, a = 1] = style.backgroundColor.match(/[\d.]+/g).map(Number);
