@@ -35,6 +35,6 @@ def checkpoint(tmp_path_factory):
 def session(checkpoint):
     """A session on the small model, idle."""
     opened = Session(checkpoint)
-    assert opened.wait(60)
+    assert opened.wait(300)
     yield opened
     opened.close()

@@ -18,7 +18,7 @@ from workbench.panels.panel import Panel
 @pytest.fixture
 def bench(checkpoint):
     made = Workbench(checkpoint)
-    assert made.session.wait(60)
+    assert made.session.wait(300)
     yield made
     made.close()
 
@@ -37,7 +37,7 @@ def test_tabs_are_built_when_first_shown(bench):
         assert name not in bench.panels()
         assert bench.tabs.children[index].children == ()
         bench.tabs.selected_index = index
-        assert bench.session.wait(60)
+        assert bench.session.wait(300)
         assert bench.panels()[name].error_text == ""
     built = bench.panels()["Outliers"]
     bench.tabs.selected_index = 1
@@ -50,7 +50,7 @@ def test_a_panel_that_fails_leaves_its_reason_and_the_others(checkpoint, monkeyp
 
     monkeypatch.setattr(module, "_weights_panel", broken)
     bench = Workbench(checkpoint)
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert "no &lt;figure&gt; today" in bench.tabs.children[0].children[0].value
     assert "Grid" in bench.panels()
     bench.close()
@@ -59,7 +59,7 @@ def test_a_panel_that_fails_leaves_its_reason_and_the_others(checkpoint, monkeyp
 def test_its_code_runs_and_gives_the_number(bench, capsys):
     bench.session.set_grid("power:bits=3,exponent=0.6")
     bench.session.clip = 0.8
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     namespace = {}
     exec(bench.code(), namespace)
     assert namespace["report"].mse == bench.session.exact.mse
@@ -71,7 +71,7 @@ def test_its_code_runs_and_gives_the_number(bench, capsys):
 
 def test_a_bad_source_is_one_sentence_and_the_workbench_stays():
     bench = Workbench("/no/such/folder")
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert "/no/such/folder" in bench.bar.message.value
     assert bench.session.model is None
     assert bench.error_text == ""
@@ -83,16 +83,16 @@ def test_the_bar_opens_what_is_typed(checkpoint):
     bench.bar.source.value = str(checkpoint)
     assert bench.session.model is None  # typing alone opens nothing
     bench.bar.source._handle_custom_msg({"event": "submit"}, [])
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert bench.session.layer_name
     bench.bar.source.value = "/no/such/file.safetensors"
     bench.bar.open_button.click()
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert "/no/such/file.safetensors" in bench.bar.message.value
     assert bench.session.layer_name
     bench.bar.source.value = str(checkpoint)
     bench.bar.open_button.click()
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert bench.bar.message.value == ""
     bench.close()
 
@@ -104,16 +104,17 @@ def test_the_bar_shows_work_and_stops_it(bench):
         job.announce()
         entered.set()
         for _ in iter(int, 1):
-            job.progress(0.3, "counting <sand>")
+            job.progress(0.3)
 
-    bench.session.worker.submit("sweep", endless)
+    bench.session.worker.submit("sweep", endless, label="counting <sand>")
     assert entered.wait(30)
     assert bench.bar.working.layout.visibility == "visible"
+    assert "counting &lt;sand&gt;" in bench.bar.status.value
     bench.bar.stop_button.click()
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert bench.bar.stop_button.description == "Resume"
     bench.bar.stop_button.click()
-    assert bench.session.wait(60)
+    assert bench.session.wait(300)
     assert bench.bar.working.layout.visibility == "hidden"
 
 
@@ -126,11 +127,11 @@ def test_a_session_may_be_shared(session):
 def test_close_leaves_nothing_behind(checkpoint):
     def once():
         bench = Workbench(checkpoint)
-        assert bench.session.wait(60)
+        assert bench.session.wait(300)
         for index in range(3):
             bench.tabs.selected_index = index
         bench._code_button.value = True
-        assert bench.session.wait(60)
+        assert bench.session.wait(300)
         model, alive = weakref.ref(bench.session.model), weakref.ref(bench)
         bench.close()
         return model, alive
@@ -173,7 +174,7 @@ def test_every_panel_stands_alone(session):
     for name in ("GridPanel", "WeightsPanel", "OutliersPanel", "ErrorPanel", "LayersPanel"):
         panel = getattr(panels, name)(session)
         assert isinstance(panel, Panel)
-        assert session.wait(60)
+        assert session.wait(300)
         assert panel.error_text == "", name
         assert panel.snapshot().png.startswith(b"\x89PNG")
         panel.close()
@@ -184,7 +185,7 @@ def test_it_imports_neither_torch_nor_transformers(fresh_python, checkpoint):
 import sys
 from workbench import Workbench, open_model
 bench = Workbench(open_model({str(checkpoint)!r}))
-assert bench.session.wait(60)
+assert bench.session.wait(300)
 print(sorted(name for name in ("torch", "transformers", "pandas") if name in sys.modules))
 bench.close()
 """

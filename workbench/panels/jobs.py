@@ -179,6 +179,7 @@ class Worker:
                     return
                 self._take(job)
             self._step(job)
+            del job  # while waiting for the next one, nothing of this one (its session) may be kept alive
 
     def _await_job(self) -> Job | None:
         """Wait for a due job; None when the worker closed or idled out (called with the condition held)."""

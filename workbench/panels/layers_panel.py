@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
@@ -50,14 +50,16 @@ class LayersPanel(Panel):
     @guarded
     def _show_errors(self, _change: Any) -> None:
         with self.session.lock, self.table.hold_sync():
-            self.table.sqnr = self.table.column(self.session.layer_errors, "sqnr_db")
+            self.table.sqnr = self.table.column(
+                {name: report.sqnr_db for name, report in self.session.layer_errors.items()}
+            )
             self.table.failures = dict(self.session.layer_failures)
 
     @guarded
     def _show_statistics(self, _change: Any) -> None:
         with self.session.lock, self.table.hold_sync():
-            self.table.sigma = self.table.column(self.session.layer_statistics, "max_sigma")
-            self.table.kurtosis = self.table.column(self.session.layer_statistics, "kurtosis")
+            self.table.sigma = self.table.column(_pluck(self.session.layer_statistics, "max_over_sigma"))
+            self.table.kurtosis = self.table.column(_pluck(self.session.layer_statistics, "kurtosis"))
 
     @guarded
     def _pick(self, _change: Any) -> None:
@@ -71,21 +73,24 @@ class LayersPanel(Panel):
     def code(self) -> str:
         """Return Python that prints the error of every layer at the present grid."""
         session = self.session
-        rule = {
-            "absmax": f"sketch_error(layer_sketch, grid, clip={session.clip!r})",
-            "mse": "sketch_error(layer_sketch, grid, clip=best_clip(layer_sketch, grid).clip)",
-        }.get(session.scale_rule)
-        if rule is None:
+        clip, rule = session.clip, session.scale_rule
+        # As the session does: a sketch tells where it can, else the exact pass.
+        rounded = session.grid.integer_zero_point or session.grid.scale_format not in {None, "float32"}
+        if rule.startswith("percentile") or (rounded and (rule == "mse" or clip < 1.0)):
             names = "exact_error, open_model, parse_grid"
-            measure = [f"    report = exact_error({self._exact_arguments()})"]
+            measure = [
+                "    report = exact_error(",
+                f"        layer, grid, granularity={session.granularity!r}, scale={rule!r}, clip={clip!r}",
+                "    )",
+            ]
         else:
             names = "open_model, parse_grid, sketch, sketch_error"
-            names = "best_clip, " + names if session.scale_rule == "mse" else names
-            measure = [
-                f"    layer_sketch = sketch(layer, granularity={session.granularity!r}, "
-                "normalization=grid.normalization)",
-                f"    report = {rule}",
-            ]
+            taken = repr(clip)
+            measure = [f"    layer_sketch = sketch(layer, granularity={session.granularity!r}, grid=grid)"]
+            if rule == "mse":
+                names = "best_clip, " + names
+                taken = f"min({clip!r}, best_clip(layer_sketch, grid).clip)"
+            measure += [f"    report = sketch_error(layer_sketch, grid, clip={taken})"]
         return "\n".join(
             [
                 f"from workbench import {names}",
@@ -100,10 +105,6 @@ class LayersPanel(Panel):
             ]
         )
 
-    def _exact_arguments(self) -> str:
-        session = self.session
-        return f"layer, grid, granularity={session.granularity!r}, scale={session.scale_rule!r}, clip={session.clip!r}"
-
     def numbers(self) -> dict[str, Any]:
         """Return each layer's shape, number of weights, statistics and error, as far as measured."""
         with self.session.lock:
@@ -116,8 +117,8 @@ class LayersPanel(Panel):
                 name: {
                     "shape": list(layer.shape),
                     "parameters": layer.parameters,
-                    "max_sigma": statistics[name].max_sigma if name in statistics else None,
-                    "kurtosis": statistics[name].kurtosis if name in statistics else None,
+                    "max_over_sigma": statistics.get(name, {}).get("max_over_sigma"),
+                    "kurtosis": statistics.get(name, {}).get("kurtosis"),
                     "mse": errors[name].mse if name in errors else None,
                     "sqnr_db": errors[name].sqnr_db if name in errors else None,
                 }
@@ -136,3 +137,7 @@ class LayersPanel(Panel):
     def _name(self) -> str:
         model = self.session.model
         return model.name if model is not None else "no model"
+
+
+def _pluck(results: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, float]:
+    return {name: result[key] for name, result in results.items()}

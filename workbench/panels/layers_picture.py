@@ -32,7 +32,7 @@ def draw_layers(title: str, layers: Mapping[str, Mapping[str, Any]], dress: str 
 
     Args:
         title: heading above the table.
-        layers: name -> ``shape`` (list of int), ``max_sigma`` and ``sqnr_db`` (float, or None where not measured).
+        layers: name -> ``shape`` (list of int), ``max_over_sigma`` and ``sqnr_db`` (float, or None where not measured).
         dress: ``light`` or ``dark``.
     """
     from PIL import Image, ImageDraw
@@ -63,8 +63,8 @@ def draw_layers(title: str, layers: Mapping[str, Mapping[str, Any]], dress: str 
         draw.line([(_NAME, top - 3), (_WIDTH - _NAME, top - 3)], fill=look.lines)
         write((_NAME, top), name if len(name) <= 58 else "…" + name[-57:])
         write((_SHAPE, top), " x ".join(map(str, row["shape"])), "ra", look.quiet)
-        if row["max_sigma"] is not None:
-            write((_SIGMA, top), f"{row['max_sigma']:.1f}", "ra")
+        if row["max_over_sigma"] is not None:
+            write((_SIGMA, top), f"{row['max_over_sigma']:.1f}", "ra")
         if row["sqnr_db"] is not None:
             width = min(1.0, max(0.02, row["sqnr_db"] / FULL_BAR)) * 110
             draw.rectangle([_BAR, top + 2, _BAR + width, top + 12], fill=colour_of(row["sqnr_db"]))

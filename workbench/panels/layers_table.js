@@ -1,6 +1,6 @@
 /**
- * The table of a model's layers: a tree to unfold, or a flat list when searched or sorted. Only the rows in view exist
- * in the page, so thousands of layers cost no more than twenty. Numbers arrive as float32 arrays in row order.
+ * A model's layers: a tree to unfold, or a flat list when searched or sorted. Only the rows in view exist in the page.
+ * Numbers arrive as float32 arrays in row order.
  */
 
 const ROW = 26; // px; the style sheet has the same height
@@ -8,13 +8,13 @@ const FULL_BAR = 48; // dB at which the bar is full: what 8 bits give
 const STALE_AFTER = 600; // ms after which a number from the grid before is taken off
 
 const COLUMNS = [
-	{ key: "name", text: "layer", tip: "The model's own order; Right and Left unfold and fold" },
-	{ key: "kind", text: "kind", tip: "What the weight does" },
-	{ key: "shape", text: "shape", tip: "Rows (outputs) × the other axes" },
-	{ key: "parameters", text: "weights", tip: "Number of weights" },
-	{ key: "sigma", text: "max/σ", tip: "Largest weight in standard deviations: how heavy the tails are" },
-	{ key: "kurtosis", text: "kurtosis", tip: "Fourth standardised moment; a Gaussian has 3" },
-	{ key: "sqnr", text: "SQNR ≈ dB", tip: "Signal to quantization noise at the present grid; the bar is full at 48 dB" },
+	["name", "layer", "The model's own order"],
+	["kind", "kind", "What the weight does"],
+	["shape", "shape", "Rows (outputs) × the other axes"],
+	["parameters", "weights", "Number of weights"],
+	["sigma", "max/σ", "Largest weight in standard deviations: how heavy the tails are"],
+	["kurtosis", "kurtosis", "Fourth standardised moment; a Gaussian has 3"],
+	["sqnr", "SQNR ≈ dB", "Signal to quantization noise at the present grid; the bar is full at 48 dB"],
 ];
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
@@ -93,11 +93,11 @@ function render({ model, el }) {
 		return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
 	};
 
-	const headers = COLUMNS.map(({ key, text, tip }) => {
+	const headers = COLUMNS.map(([key, text, tip]) => {
 		const cell = element("div", `cell ${key}`, "", { role: "columnheader" });
 		const button = element("button", "", text, { type: "button", title: `${tip}. Click to sort.`, tabindex: -1 });
 		button.addEventListener("click", () => {
-			const first = !["name", "kind"].includes(key) && key !== "sqnr"; // the worst layer first: lowest SQNR, largest of the rest
+			const first = !["name", "kind", "sqnr"].includes(key); // the worst layer first: lowest SQNR, largest of the rest
 			if (sort.key !== key) sort = { key, down: first };
 			else if (sort.down === first && key !== "name") sort = { key, down: !first };
 			else sort = { key: "name", down: false };
@@ -177,7 +177,7 @@ function render({ model, el }) {
 			count.textContent = "";
 		}
 		headers.forEach((cell, i) => {
-			const on = sort.key === COLUMNS[i].key;
+			const on = sort.key === COLUMNS[i][0];
 			cell.setAttribute("aria-sort", on ? (sort.down ? "descending" : "ascending") : "none");
 			cell.dataset.sorted = on && sort.key !== "name" ? (sort.down ? "down" : "up") : "";
 		});
@@ -204,19 +204,14 @@ function render({ model, el }) {
 		if (leaf) mark.title = compared ? "Compared; click to leave out" : "Click to compare";
 		name.append(mark, element("span", "label", row.label));
 		name.title = i >= 0 ? `${row.path}\n${rows.shapes[i]} ${rows.dtypes[i]}, ${rows.kinds[i]} ${rows.roles[i]}` : `${row.path}: ${row.leaves.length} layers`;
-		const cells = {
-			kind: leaf ? rows.roles[i] || rows.kinds[i] : "",
-			shape: leaf ? rows.shapes[i] : `${row.leaves.length} layers`,
-			parameters: compact.format(leaf ? rows.parameters[i] : total(row)),
-			sigma: reading(worst(row, "sigma")),
-			kurtosis: reading(worst(row, "kurtosis")),
-		};
 		line.append(name);
-		for (const key of ["kind", "shape", "parameters", "sigma", "kurtosis"]) {
-			const cell = element("div", `cell ${key}`, cells[key]);
-			if (key === "kind") cell.title = cells.kind;
-			line.append(cell);
-		}
+		for (const [key, text] of [
+			["kind", leaf ? rows.roles[i] || rows.kinds[i] : ""],
+			["shape", leaf ? rows.shapes[i] : `${row.leaves.length} layers`],
+			["parameters", compact.format(leaf ? rows.parameters[i] : total(row))],
+			["sigma", reading(worst(row, "sigma"))],
+			["kurtosis", reading(worst(row, "kurtosis"))],
+		]) line.append(element("div", `cell ${key}`, text));
 		line.append(errorCell(row, leaf));
 		line.querySelectorAll(".cell").forEach((cell) => cell.setAttribute("role", "gridcell"));
 		return line;
@@ -284,7 +279,8 @@ function render({ model, el }) {
 
 	grid.addEventListener("keydown", (event) => {
 		const row = list[active], page = Math.max(1, Math.floor(view.clientHeight / ROW) - 1);
-		const parent = () => { for (let at = active - 1; at >= 0; at--) if (list[at].level < row.level) return at; return active; };
+		const parent = () => { const at = list.slice(0, active).findLastIndex((other) => other.level < row.level); return at < 0 ? active : at; };
+		const open = row?.children.length && !folded.has(row.path);
 		const acts = {
 			ArrowDown: () => move(active + 1),
 			ArrowUp: () => move(active - 1),
@@ -292,8 +288,8 @@ function render({ model, el }) {
 			PageUp: () => move(active - page),
 			Home: () => move(0),
 			End: () => move(list.length - 1),
-			ArrowRight: () => row?.children.length && (folded.has(row.path) ? fold(row, false) : move(active + 1)),
-			ArrowLeft: () => row && (row.children.length && !folded.has(row.path) ? fold(row, true) : move(parent())),
+			ArrowRight: () => row?.children.length && (open ? move(active + 1) : fold(row, false)),
+			ArrowLeft: () => row && (open ? fold(row, true) : move(parent())),
 			Enter: () => row && pick(row),
 			" ": () => row && compare(row),
 			"/": () => search.focus(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anywidget
 import numpy as np
@@ -55,9 +55,6 @@ class LayersTable(anywidget.AnyWidget):
                 "measured": [name in wanted for name in layers],
             }
 
-    def column(self, values: Mapping[str, Any], attribute: str) -> bytes:
-        """Return an attribute of each row's result as float32 bytes, NaN where there is no result."""
-        numbers = [
-            getattr(values[name], attribute) if name in values else np.nan for name in self.rows.get("names", ())
-        ]
-        return np.asarray(numbers, dtype=np.float32).tobytes()
+    def column(self, values: Mapping[str, float]) -> bytes:
+        """Return the number of each row as float32 bytes, NaN where there is none."""
+        return np.array([values.get(name, np.nan) for name in self.rows.get("names", ())], dtype=np.float32).tobytes()

@@ -111,11 +111,11 @@ def best_clip(session: Session, job: Job, layer: Layer) -> None:
         session.clip = max(best.clip, SMALLEST_CLIP)
 
 
-def warm_up(_job: Job) -> None:
+def warm_up(job: Job) -> None:
     """Compile, or load from numba's cache, the kernels that the first drag will need."""
     from workbench.kernels.warm import warm_up as warm
 
-    warm()
+    warm(job.progress)
 
 
 def sweep_errors(session: Session, job: Job) -> Generator[None, None, None]:
@@ -141,9 +141,9 @@ def sweep_statistics(session: Session, job: Job) -> Generator[None, None, None]:
     """Fill ``layer_statistics``: moments and extremes of each layer's weights."""
     from workbench.quantization import weight_statistics
 
-    def measure(layer: Layer, progress: Progress) -> Any:
-        progress(0.0)
-        return weight_statistics(layer)
+    def measure(layer: Layer, progress: Progress) -> dict[str, Any]:
+        # Only the layer's own numbers: those of every channel of a 27B model would fill hundreds of megabytes.
+        return weight_statistics(layer, progress=progress).to_dict()
 
     return _for_all_layers(session, job, "layer_statistics", "statistics", measure)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
+from workbench.panels.closing import close_tree
 from workbench.panels.code import CodeView
 from workbench.panels.session import Session
 from workbench.panels.snapshot import Snapshot, text_snapshot
@@ -174,18 +175,6 @@ class Panel(widgets.VBox):
         layout = self.layout
         super().close()
         layout.close()
-
-
-def close_tree(widget: widgets.Widget, *, itself: bool = True) -> None:
-    """Close a widget and everything in it: ipywidgets keeps each one until it is closed."""
-    for child in getattr(widget, "children", ()):
-        close_tree(child)
-    if itself:
-        for part in ("layout", "style"):
-            inner = getattr(widget, part, None)
-            if isinstance(inner, widgets.Widget):
-                inner.close()
-        widget.close()
 
 
 def _stop_observing(session: Session, handler: Callable[[Any], None], names: Sequence[str]) -> None:

@@ -74,8 +74,8 @@ class Session(traitlets.HasTraits):
     """The error of the exact pass (``=``), with ``per_channel``; None from a change until it is measured."""
     layer_errors: Mapping[str, ErrorReport] = traitlets.Any(_EMPTY, read_only=True)  # pyright: ignore[reportAssignmentType]
     """Error of each layer at the present grid, as far as measured in the background (``≈``)."""
-    layer_statistics: Mapping[str, Any] = traitlets.Any(_EMPTY, read_only=True)  # pyright: ignore[reportAssignmentType]
-    """``weight_statistics`` of each layer, as far as measured in the background."""
+    layer_statistics: Mapping[str, Mapping[str, Any]] = traitlets.Any(_EMPTY, read_only=True)  # pyright: ignore[reportAssignmentType]
+    """``weight_statistics(layer).to_dict()`` of each layer, as far as measured in the background."""
     layer_failures: Mapping[str, str] = traitlets.Any(_EMPTY, read_only=True)  # pyright: ignore[reportAssignmentType]
     """Why a layer could not be measured, by name."""
     busy = traitlets.Unicode("", read_only=True)
@@ -271,7 +271,7 @@ class Session(traitlets.HasTraits):
             if before is not None and before is not model:
                 # Not here and now: the worker may be reading the old model's file at this moment.
                 self.worker.submit(f"close {id(before)}", lambda _job: _close_quietly(before), priority=0)
-        self.worker.submit("warm", measuring.warm_up, priority=4)
+        self.worker.submit("warm", measuring.warm_up, priority=4, label="preparing kernels")
 
     def _forget_model(self) -> None:
         self.shelf.clear()
@@ -284,9 +284,12 @@ class Session(traitlets.HasTraits):
         self.layer_name = ""
 
     def _apply(self, wanted: Mapping[str, Any]) -> None:
-        with self.lock, self.hold_trait_notifications():
-            for name, value in wanted.items():
-                setattr(self, name, value)
+        with self.lock:
+            if "layer_name" in wanted:
+                self.layer_name = wanted["layer_name"]
+            with self.hold_trait_notifications():
+                for name, value in wanted.items():
+                    setattr(self, name, value)
 
     # ------------------------------------------------------------------ what follows from a change
 

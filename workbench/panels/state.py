@@ -24,7 +24,7 @@ class Checked(traitlets.TraitType):
     """
 
     def __init__(self, default: Any, read: Callable[[Any, Any], Any]) -> None:
-        super().__init__(default, allow_none=True)
+        super().__init__(default)
         self._read = read
 
     def validate(self, obj: Any, value: Any) -> Any:

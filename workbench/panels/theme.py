@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import anywidget
 import traitlets
 
+from workbench.panels.closing import close_tree
+
 if TYPE_CHECKING:
     from workbench.panels.session import Session
 
@@ -102,4 +104,4 @@ def follow_theme(session: Session) -> None:
             followed.theme = "dark" if watcher.dark else "light"
 
     watcher.observe(tell, "dark")
-    session.on_close(watcher.close)
+    session.on_close(lambda: close_tree(watcher))
