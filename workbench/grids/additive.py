@@ -28,6 +28,9 @@ class AdditivePowerGrid(Grid):
     ICLR 2020 (arXiv 1909.13144), equation (5); the odd widths follow the authors' code (yhhhli/APoT_Quantization,
     ``build_power_value``), continued in the same way to 8 bits.
 
+    >>> AdditivePowerGrid(bits=4).terms
+    ((1, 2, 4), (3,))
+
     Args:
         bits: 2 to 8, the sign included.
 

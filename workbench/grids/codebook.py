@@ -52,6 +52,9 @@ class CodebookGrid(Grid):
 
     A table known by name is a family of its own (``family == "nf4"``): it need not be stored beside the codes.
 
+    >>> str(CodebookGrid([-7, 0, 3.5]))
+    'codebook:levels=-1.0/0.0/0.5'
+
     Args:
         table: ``nf4``, or 2 to 65536 different finite numbers, not all zero, in any order.
 

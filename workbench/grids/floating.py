@@ -53,6 +53,10 @@ class FloatGrid(Grid):
     - ``e4m3``, block 16 (NVFP4): the stored scale is absmax / peak rounded to e4m3, under one float32 scale of the
       tensor, absmax(tensor) / (448 * 6), that brings the block scales into e4m3's range.
 
+    >>> grid = FloatGrid(exponent_bits=2, mantissa_bits=1)
+    >>> grid.levels[grid.levels >= 0] * grid.peak
+    array([0. , 0.5, 1. , 1.5, 2. , 3. , 4. , 6. ])
+
     Args:
         exponent_bits: 1 to 8.
         mantissa_bits: 0 to 10; at most 16 bits in all, the sign included.

@@ -30,6 +30,9 @@ class LogGrid(Grid):
     Source: Miyashita et al. 2016 (arXiv 1603.01025), section 3, for rounding in the log domain; Zhou et al., INQ, ICLR
     2017 (arXiv 1702.03044), for powers of two with a zero.
 
+    >>> LogGrid(bits=3).levels
+    array([-1.  , -0.5 , -0.25,  0.  ,  0.25,  0.5 ,  1.  ])
+
     Args:
         bits: 2 to 8.
         rounding: ``nearest`` or ``log``.

@@ -44,6 +44,10 @@ class PowerGrid(Grid):
 
     Source: Yvinec et al., PowerQuant, ICLR 2023 (arXiv 2301.09858); NUPES (arXiv 2308.05600).
 
+    >>> grid = PowerGrid(bits=3, exponent=0.5)
+    >>> grid.levels * 9  # q * |q|
+    array([-9., -4., -1.,  0.,  1.,  4.,  9.])
+
     Args:
         bits: 2 to 16; 1 to 16 when unsigned or shifted.
         exponent: the ``a`` of |u|^a, above 0 and up to 2.

@@ -34,6 +34,11 @@ def parse_grid(text: str | Grid) -> Grid:
     ``float:exponent_bits=3,mantissa_bits=4``, ``codebook:levels=-1.0/0.0/0.5/1.0``; or a name: ``nf4``, ``e2m1``,
     ``e4m3``, ``mxfp4``, ``nvfp4``, ... Capitals and spaces do not matter; what is left out has its default.
 
+    >>> parse_grid("power:bits=4,exponent=0.55")
+    PowerGrid(bits=4, exponent=0.55, rounding='power', signed=True, shifted=False)
+    >>> str(parse_grid("float:exponent_bits=2,mantissa_bits=1,scale_format=e8m0,block=32"))
+    'mxfp4'
+
     Raises:
         GridError: the text names no grid, or a parameter is unknown, unreadable or out of range.
     """

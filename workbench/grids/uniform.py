@@ -30,6 +30,10 @@ class UniformGrid(Grid):
     ``encode(u)`` equals ``clip(rint(n * u))`` in float64 for every float64 ``u``. Source: Jacob et al. 2018
     (arXiv 1712.05877), section 2.1, for the zero point; Wu et al. 2020 (arXiv 2004.09602), section 3.1, for the ranges.
 
+    >>> grid = UniformGrid(bits=3)
+    >>> grid.encode([-1.0, 0.1, 0.5, 0.9]), grid.decode([-3, 0, 3])
+    (array([-3,  0,  2,  3], dtype=int32), array([-1.,  0.,  1.]))
+
     Args:
         bits: 1 to 16 (``narrow``: 2 to 16).
         range: ``narrow``, ``full`` or ``asymmetric``.
