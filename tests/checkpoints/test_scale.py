@@ -52,15 +52,20 @@ def checkpoint(tmp_path_factory):
 
 def in_fresh_process(program: str, folder) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_opens_and_prints_its_tree_at_once(checkpoint, capsys):
     found = in_fresh_process(MEASURE, checkpoint)
+    measured = (
+        f"27B checkpoint: opened and printed in {found['seconds']:.2f} s, {found['megabytes']:.0f} MB at the peak"
+    )
     with capsys.disabled():
-        print(f"\n  27B checkpoint: opened and printed in {found['seconds']:.2f} s, {found['megabytes']:.0f} MB at the peak")
+        sys.stdout.write(f"\n  {measured}\n")
     assert found["megabytes"] < 500
     assert found["seconds"] < 10  # 2 s is the goal; a loaded machine must not fail the suite
     assert 27.0e9 < found["parameters"] < 27.5e9

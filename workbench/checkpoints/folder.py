@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from workbench.errors import CheckpointError
 
 MAX_JSON_BYTES = 200_000_000
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
@@ -94,7 +96,8 @@ def _is_model_file(path: Path) -> bool:
 
 def _one_model(folder: Path, files: list[Path], kind: str) -> list[Path]:
     """Take all shards of one model; among whole models take the one with the standard name."""
-    if len(files) == 1 or all("-of-" in path.name for path in files):
+    stems = {_SHARD.sub("", path.stem) for path in files}
+    if len(files) == 1 or (len(stems) == 1 and all(_SHARD.search(path.stem) for path in files)):
         return files
     standard = [path for path in files if path.name in {"model.safetensors", "pytorch_model.bin"}]
     if standard:

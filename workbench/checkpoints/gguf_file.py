@@ -129,10 +129,6 @@ def _parts(paths: list[Path]) -> list[Path]:
     """Complete the parts of a split model from the name of one."""
     match = _SPLIT_NAME.fullmatch(paths[0].name)
     if match is None:
-        if len(paths) > 1:
-            listing = ", ".join(path.name for path in paths[:4])
-            message = f"the folder holds {len(paths)} GGUF models ({listing}); open one of them by its path"
-            raise CheckpointError(message)
         return paths
     count = int(match["count"])
     folder = paths[0].parent
