@@ -62,11 +62,16 @@ def sketch_of(session: Session, layer: Layer, job: Job, progress: Progress, grid
 def make_sketch(session: Session, job: Job) -> None:
     """Make the sketch of the present layer."""
     layer = session.layer
-    if layer is not None:
-        sketch = sketch_of(session, layer, job, job.progress)
-        with session.lock:
-            job.check()
-            session.show_sketch(sketch)
+    if layer is None:
+        return
+    sketch = sketch_of(session, layer, job, job.progress)
+    with session.lock:
+        job.check()
+        grid, rule, clip = session.grid, session.scale_rule, session.clip
+    report = sketch_report(sketch, grid, rule, clip)  # not under the lock: the first call ever compiles
+    with session.lock:
+        job.check()
+        session.show_sketch(sketch, report)
 
 
 def make_exact(session: Session, job: Job) -> None:

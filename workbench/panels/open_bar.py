@@ -30,7 +30,7 @@ class OpenBar(Panel):
         )
         self.summary = widgets.HTML(layout={"flex": "2 1 380px", "min_width": "0", "margin": "0"})
         self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
-        self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"})
+        self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-line")
         self.stop_button = widgets.Button(
             description="Cancel", tooltip="Stop what is being done; results so far stay", layout=BUTTON_LAYOUT
         )

@@ -15,6 +15,7 @@ from workbench.panels.closing import close_tree
 from workbench.panels.code import CodeView
 from workbench.panels.session import Session
 from workbench.panels.snapshot import Snapshot, text_snapshot
+from workbench.panels.state import one_sentence
 from workbench.panels.theme import follow_theme
 
 #: Layout of the panels' buttons: as high as a text field, as wide as their text.
@@ -110,8 +111,7 @@ class Panel(widgets.VBox):
 
     def show_error(self, error: Exception | str, where: str = "") -> None:
         """Show one sentence in the panel's error line."""
-        known = isinstance(error, str | WorkbenchError)
-        sentence = str(error) if known else f"{type(error).__name__}: {error}"
+        sentence = one_sentence(error)
         self._failed_in = where
         self._error_line.value = f'<div class="qwb-error" role="alert">{html.escape(sentence)}</div>'
         self._error_line.layout.display = None

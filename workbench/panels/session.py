@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.panels import measuring, state
 from workbench.panels.jobs import Job, Worker
 from workbench.panels.spec import read_spec, write_spec
-from workbench.panels.state import Checked, SketchShelf
+from workbench.panels.state import Checked, SketchShelf, one_sentence
 
 if TYPE_CHECKING:
     from workbench.checkpoints import Layer, Model
@@ -221,8 +221,7 @@ class Session(traitlets.HasTraits):
 
     def complain(self, error: Exception | str) -> None:
         """Show an error as one sentence in ``message``."""
-        known = isinstance(error, str | WorkbenchError)
-        sentence = str(error) if known else f"{type(error).__name__}: {error}"
+        sentence = one_sentence(error)
         with self.lock:
             self.message = sentence
 
@@ -327,7 +326,12 @@ class Session(traitlets.HasTraits):
                 )
             else:
                 self.worker.cancel("sketch")
-                self.show_sketch(found)
+                try:
+                    report = measuring.sketch_report(found, self.grid, self.scale_rule, self.clip)
+                except WorkbenchError as error:
+                    report = None
+                    self.complain(error)
+                self.show_sketch(found, report)
             self.worker.submit(
                 "exact",
                 self._job(measuring.make_exact),
@@ -339,14 +343,10 @@ class Session(traitlets.HasTraits):
     def _job(self, measure: Callable[[Session, Job], Any]) -> Callable[[Job], Any]:
         return lambda job: measure(self, job)
 
-    def show_sketch(self, sketch: Sketch) -> None:
-        """Make a sketch the present one, with its report (called with the lock held)."""
+    def show_sketch(self, sketch: Sketch, report: ErrorReport | None) -> None:
+        """Make a sketch the present one, with what it tells of the present grid (called with the lock held)."""
         self.set_trait("sketch", sketch)
-        try:
-            self.set_trait("report", measuring.sketch_report(sketch, self.grid, self.scale_rule, self.clip))
-        except WorkbenchError as error:
-            self.set_trait("report", None)
-            self.complain(error)
+        self.set_trait("report", report)
 
     # ------------------------------------------------------------------ the whole model
 

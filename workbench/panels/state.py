@@ -16,6 +16,14 @@ from workbench.quantization.granularity import parse_granularity
 SMALLEST_CLIP = 0.05
 
 
+def one_sentence(error: Exception | str) -> str:
+    """Return what a person should read of an error: our own errors say it all, others get their kind named."""
+    if isinstance(error, str | WorkbenchError):
+        return str(error)
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first[:300]}"
+
+
 class Checked(traitlets.TraitType):
     """A trait whose values go through ``read(session, value)``; where that fails the state stays and a message appears.
 

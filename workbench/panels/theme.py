@@ -28,10 +28,14 @@ STYLE = """
 .qwb .qwb-row { gap: 8px; }
 .qwb .qwb-stack { gap: 8px; }
 .qwb .qwb-line { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.qwb .qwb-main { display: grid; grid-template-columns: minmax(400px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
+.qwb .qwb-main { display: grid; grid-template-columns: minmax(370px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
 .qwb .qwb-main > * { width: auto; max-height: 1100px; }
 .qwb .qwb-main > :last-child { max-height: none; }
 @container (max-width: 900px) { .qwb .qwb-main { grid-template-columns: minmax(0, 1fr); } .qwb .qwb-main > :first-child { height: 420px; } }
+.qwb .qwb-card .wb-live, .qwb .qwb-card .wb-live[data-theme] { padding: 4px 0 0; background: transparent; }
+@container (min-width: 590px) and (max-width: 760px) {
+  .qwb .wb-live .wb-body { grid-template-columns: 228px minmax(0, 1fr); gap: 14px; }
+  .qwb .wb-live form { grid-template-columns: 72px minmax(0, 1fr) 62px; } }
 .qwb .qwb-card > .qwb-panel { flex: 1 1 auto; }
 .qwb .qwb-tabs > .widget-tab-contents { border: 1px solid var(--qwb-line); border-radius: 0 0 6px 6px; padding: 8px 10px; overflow: visible; }
 .qwb-card { border: 1px solid var(--qwb-line); border-radius: 6px; padding: 6px 10px 8px; background: var(--qwb-bg); }
