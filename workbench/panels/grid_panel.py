@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import ipywidgets as widgets
 
@@ -94,7 +94,9 @@ class GridPanel(Panel):
                 session.set_grid(grid)
                 self._show_state()
 
-        session.background(f"k-means {id(self)}", work, lambda grid: show(self, grid), label=f"fitting {bits}-bit k-means")
+        session.background(
+            f"k-means {id(self)}", work, lambda grid: show(self, grid), label=f"fitting {bits}-bit k-means"
+        )
 
     # ------------------------------------------------------------------ from the session to the page
 
@@ -103,7 +105,7 @@ class GridPanel(Panel):
         """Move the controls to the session's state."""
         session, live = self.session, self.live
         with session.lock, live.hold_sync(), live.hold_trait_notifications():
-            live.grid = session.grid
+            live.grid = self.grid
             live.granularity = session.granularity
             live.scale_rule = session.scale_rule
             live.clip = session.clip
@@ -111,8 +113,8 @@ class GridPanel(Panel):
             if session.layer is not None:
                 from workbench.quantization import bits_per_weight
 
-                bits = bits_per_weight(session.grid, session.granularity, session.layer.shape)
-                live.show_bits(bits, session.grid)
+                bits = bits_per_weight(self.grid, session.granularity, session.layer.shape)
+                live.show_bits(bits, self.grid)
 
     @guarded
     def _show_sketch(self, _change: Any = None) -> None:
@@ -134,7 +136,7 @@ class GridPanel(Panel):
         elif browser_sketch(sketch):
             self._publish(sketch)
         else:
-            granularity, normalization = session.granularity, session.grid.normalization
+            granularity, normalization = session.granularity, self.grid.normalization
             if self._shown is not None and _is_of(self._shown, layer, granularity, normalization):
                 self._publish(self._shown)
                 return
@@ -161,6 +163,11 @@ class GridPanel(Panel):
             self.live.show_exact(self.answer, self._told)
 
     @property
+    def grid(self) -> Grid:
+        """The session's grid."""
+        return cast("Grid", self.session.grid)
+
+    @property
     def answer(self) -> ErrorReport | None:
         """What the session knows of the present state: the exact error, else the sketch's, else None."""
         return self.session.exact or self.session.report
@@ -182,7 +189,7 @@ class GridPanel(Panel):
         session = self.session
         found: dict[str, Any] = session.to_spec()
         if session.layer is not None:
-            found["bits_per_weight"] = self.live.overhead + session.grid.bits
+            found["bits_per_weight"] = self.live.overhead + self.grid.bits
         if self.answer is not None:
             found |= self.answer.to_dict()
         return found
@@ -196,7 +203,7 @@ class GridPanel(Panel):
         if session.layer is not None and self.answer is None and not self._on_worker():
             session.wait(PATIENCE, kinds=("sketch", "exact"))
         report = self.answer
-        lines = [f"{self.title}: {session.layer_name or 'no layer'}, {session.grid.label}, {session.granularity}"]
+        lines = [f"{self.title}: {session.layer_name or 'no layer'}, {self.grid.label}, {session.granularity}"]
         if report is not None:
             lines.append(f"SQNR {report.badge} {report.sqnr_db:.2f} dB\tMSE {report.badge} {report.mse:.4g}")
         parts = [draw_text(lines, 760, session.theme)]
@@ -208,17 +215,17 @@ class GridPanel(Panel):
     def _figure(self) -> Any:
         """Return the histogram with the grid's levels; None while there is no sketch."""
         from workbench.figures.distribution import Bars, histogram_figure
-        from workbench.quantization.normalised import normalised_counts, normalised_levels
+        from workbench.quantization.normalised import normalised_histogram, normalised_levels
 
         session, sketch = self.session, self.session.sketch
         if sketch is None:
             return None
-        counted = normalised_counts(sketch, 256)
+        counted = normalised_histogram(sketch, 256)
         shared = session.scale_rule == "absmax"
         return histogram_figure(
             Bars(session.layer_name, counted.edges, counted.counts),
-            levels=normalised_levels(session.grid, session.clip) if shared else None,
-            codes=session.grid.codes,
+            levels=normalised_levels(self.grid, session.clip) if shared else None,
+            codes=self.grid.codes,
             log=self.live.log_counts,
             x_title=self.live.info["unit"],
             dress=session.theme,

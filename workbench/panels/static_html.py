@@ -8,15 +8,12 @@ import html
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.panels.live import families, transport
 from workbench.panels.live.answers import Source
 from workbench.panels.live.widget import RANGES, STATE, LiveGrid, describe, markup
-
-if TYPE_CHECKING:
-    from workbench.quantization import Sketch
 
 _LIVE = Path(__file__).parent / "live"
 
@@ -119,10 +116,12 @@ def _alive(live: LiveGrid, sketches: dict[str, Any]) -> dict[str, list[tuple[str
         if name == "range":
             return value in ranges
         if name == "scale_rule":
-            return value == "mse" or value == "absmax"
+            return value in {"mse", "absmax"}
         return name != "family" or value in {"uniform", "power"} or (value in fitted and value not in still)
 
-    return {name: [choice for choice in listed if offered(name, choice[0])] for name, listed in families.CHOICES.items()}
+    return {
+        name: [choice for choice in listed if offered(name, choice[0])] for name, listed in families.CHOICES.items()
+    }
 
 
 def _note(live: LiveGrid, note: str) -> str:

@@ -26,6 +26,9 @@ class Source:
         self.shown: Sketch | None = None
         self._sketches: dict[tuple[str, str], Sketch] = {}
         if sketch is not None:
+            if not browser_sketch(sketch):
+                message = "the live grid moves the clip, so it needs a plain sketch: sketch(layer, granularity)"
+                raise QuantizationError(message)
             self._sketches[str(sketch.granularity), sketch.normalization] = sketch
 
     @property

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+
+from workbench.quantization.normalised import normalised_histogram
 
 if TYPE_CHECKING:
     from workbench.grids import Grid
@@ -20,27 +21,9 @@ if TYPE_CHECKING:
 
 #: Bins that the browser gets: 48 kB, and enough that 4-bit errors are good to about 0.1 %.
 MAX_BINS = 2048
-#: Bins of the histogram that is drawn, even over the axis; dyadic, so that sketch bins fall whole into one of them.
+#: Bins of the histogram that is drawn, even over the axis; a power of two, so that sketch bins fall whole into one.
 PICTURE_BINS = 256
 COLUMNS = 6
-
-
-def axis(sketch: Sketch) -> tuple[float, float]:
-    """Return the ends of the axis that the browser draws: [0, 1] for ``range`` sketches, else [-1, 1] or as far as needed.
-
-    The largest weight's bin reaches a little beyond 1: that is no reason for another axis.
-    """
-    ends = (sketch.value_min[0], sketch.value_max[-1]) if len(sketch.n) else ()
-    reach = max([1.0, *(abs(float(u)) for u in ends if np.isfinite(u) and abs(u) > 1.0 + 2.0**-9)])
-    return (0.0 if sketch.normalization == "range" else -reach), reach
-
-
-def picture(sketch: Sketch) -> Float[np.ndarray, " 256"]:
-    """Count the weights in even bins over the axis; a sketch bin belongs where its middle lies."""
-    low, high = axis(sketch)
-    middle = np.clip(sketch.value_min, low, high) / 2.0 + np.clip(sketch.value_max, low, high) / 2.0
-    place = np.floor((middle - low) * (PICTURE_BINS / (high - low))).astype(np.int64)
-    return np.bincount(np.clip(place, 0, PICTURE_BINS - 1), weights=sketch.n, minlength=PICTURE_BINS)
 
 
 def coarsen(sketch: Sketch, max_bins: int) -> Sketch:
@@ -78,7 +61,8 @@ def pack_sketch(sketch: Sketch, max_bins: int = MAX_BINS) -> bytes:
     second = coarse.m2 - 2.0 * middle * coarse.m1 + middle**2 * coarse.m0
     energy = sketch.energy if sketch.energy > 0.0 else 1.0
     columns = [low, high, coarse.n, coarse.m0 / energy, first / energy, np.maximum(second, 0.0) / energy]
-    return np.concatenate([picture(sketch), *columns]).astype("<f4").tobytes()
+    counts = normalised_histogram(sketch, PICTURE_BINS).counts
+    return np.concatenate([counts, *columns]).astype("<f4").tobytes()
 
 
 def unpack_sketch(data: bytes, like: Sketch) -> Sketch:

@@ -115,6 +115,14 @@ class LiveGrid(anywidget.AnyWidget):
             self._answer()
             self.observe(self._answer, STATE)
 
+    @traitlets.validate("exponent", "clip")
+    def _finite(self, proposal: Any) -> float:
+        """Refuse NaN, which passes every comparison with the ends of the range."""
+        if math.isnan(proposal["value"]):
+            message = f"{proposal['trait'].name} is a number, not NaN"
+            raise traitlets.TraitError(message)
+        return proposal["value"]
+
     @classmethod
     def from_layer(cls, layer: Any, **state: Any) -> LiveGrid:
         """Return a live grid on a layer, an array or a tensor, with initial ``bits``, ``exponent``, ``grid``, ..."""
@@ -277,7 +285,7 @@ def describe(sketch: Sketch, about: str = "") -> dict[str, Any]:
         "about": f"{about or f'{sketch.rows} × {sketch.columns}'} · {sketch.count:,} weights",
         "unit": unit.replace("of its tensor", "of the tensor"),
         "span": float(sketch.absmax) if whole and sketch.absmax > 0.0 else 1.0,
-        "domain": list(transport.axis(sketch)),
+        "domain": [0.0 if sketch.normalization == "range" else -1.0, 1.0],
         "granularity": granularity,
         "normalization": sketch.normalization,
         "range": RANGES[sketch.normalization],
@@ -298,6 +306,8 @@ def markup(choices: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """Return the controls' HTML with what each select offers."""
     text = (_HERE / "live.html").read_text(encoding="utf-8")
     for name, offered in choices.items():
-        options = "".join(f'<option value="{html.escape(value)}">{html.escape(words)}</option>' for value, words in offered)
+        options = "".join(
+            f'<option value="{html.escape(value)}">{html.escape(words)}</option>' for value, words in offered
+        )
         text = text.replace(f"{{{name}}}", options)
     return text
