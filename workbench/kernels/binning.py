@@ -61,26 +61,33 @@ def log_borders() -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"
 
 
 @kernel()
+def _places_log(codes, inverse, place, weight):
+    """Find each weight's bin (times 4: where its moments begin); apart from the look-up all of it vectorizes."""
+    for j in range(codes.shape[0]):
+        w = np.float64(value(codes[j]))
+        pattern = bits_of(np.float32(w * inverse))
+        exponent = np.uint32(pattern >> np.int32(23)) & np.uint32(0xFF)
+        k = _FIRST[exponent] + ((pattern & np.int32(0x7FFFFF)) >> _DROPPED[exponent])
+        place[j] = np.int32(4) * (k + (np.int32(_HALF) if pattern < 0 else np.int32(0)))
+        weight[j] = w
+
+
+@kernel()
 def _bin_log(codes, scale, place, weight, bins):
     """Add one group's weights to the bins: count, s^2, s w, w^2."""
     inverse = 1.0 / scale if scale != 0.0 else 0.0
     square = scale * scale
     for begin in range(0, codes.shape[0], _BLOCK):
         count = min(_BLOCK, codes.shape[0] - begin)
+        some, there = place[:count], weight[:count]
+        _places_log(codes[begin : begin + count], inverse, some, there)
         for j in range(count):
-            w = np.float64(value(codes[begin + j]))
-            pattern = bits_of(np.float32(w * inverse))
-            exponent = (pattern >> np.int32(23)) & np.int32(0xFF)
-            k = _FIRST[exponent] + ((pattern & np.int32(0x7FFFFF)) >> _DROPPED[exponent])
-            place[j] = 4 * (k + (_HALF if pattern < 0 else 0))
-            weight[j] = w
-        for j in range(count):
-            k = place[j]
-            w = weight[j]
+            k = np.uint32(some[j])
+            w = there[j]
             bins[k] += 1.0
-            bins[k + 1] += square
-            bins[k + 2] += scale * w
-            bins[k + 3] += w * w
+            bins[k + np.uint32(1)] += square
+            bins[k + np.uint32(2)] += scale * w
+            bins[k + np.uint32(3)] += w * w
 
 
 @kernel()
@@ -88,25 +95,25 @@ def _bin_linear(codes, scale, offset, place, weight, bins):
     """Add one group's weights to the bins: count, s^2, s^2 u, s^2 u^2, s^2 o, s^2 o^2 with u = w / s + o."""
     inverse = 1.0 / scale if scale != 0.0 else 0.0
     square = scale * scale
-    last = 2 * LINEAR_BINS - 1
+    last = np.float64(2 * LINEAR_BINS - 1)
     for begin in range(0, codes.shape[0], _BLOCK):
         count = min(_BLOCK, codes.shape[0] - begin)
+        some, there, these = place[:count], weight[:count], codes[begin : begin + count]
         for j in range(count):
-            w = np.float64(value(codes[begin + j]))
+            w = np.float64(value(these[j]))
             # Where the scale is 0 the weights decode to 0: they sit at u = 0 with no scale, only their energy counts.
             u = w * inverse + offset
-            k = np.int32(min(max((u - LINEAR_START) * LINEAR_BINS, 0.0), np.float64(last)))
-            place[j] = 6 * k
-            weight[j] = w + scale * offset
+            some[j] = np.int32(6) * np.int32(min(max((u - LINEAR_START) * LINEAR_BINS, 0.0), last))
+            there[j] = w + scale * offset
         for j in range(count):
-            k = place[j]
-            su = weight[j]
+            k = np.uint32(some[j])
+            su = there[j]
             bins[k] += 1.0
-            bins[k + 1] += square
-            bins[k + 2] += scale * su
-            bins[k + 3] += su * su
-            bins[k + 4] += square * offset
-            bins[k + 5] += square * offset * offset
+            bins[k + np.uint32(1)] += square
+            bins[k + np.uint32(2)] += scale * su
+            bins[k + np.uint32(3)] += su * su
+            bins[k + np.uint32(4)] += square * offset
+            bins[k + np.uint32(5)] += square * offset * offset
 
 
 @kernel(parallel=True)

@@ -11,63 +11,75 @@ a plain float32 comparison of the stored weight gives exactly the float64 answer
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
-from workbench.kernels.codes import bits_of, float_of
+from workbench.kernels.codes import bits_of, code_of_rank, float_of, rank
 from workbench.kernels.runtime import kernel
 
-#: A border nearer than this (relative) to its float64 estimate is settled by the definition itself: the estimate
-#: carries at most three roundings of 2^-53.
-_DOUBT = 8e-16
+#: A border nearer than this (relative) to its float64 estimate is settled by the definition itself: the estimate and
+#: ``u`` carry at most two roundings of 2^-53 each.
+_DOUBT = 1e-15
 
 
 @kernel(inline=True)
 def next_above(number):
-    """Return the next larger float32 (both zeros count as one)."""
+    """Return the next larger float32; from either zero, the smallest one above it."""
     pattern = bits_of(number)
-    if number == np.float32(0.0):
-        return float_of(np.int32(1))
-    if pattern >= 0:
-        return float_of(np.int32(pattern + 1))
-    return float_of(np.int32(pattern - 1))
+    up = pattern + np.int32(1) if pattern >= np.int32(0) else pattern - np.int32(1)
+    return float_of(np.int32(1 if number == np.float32(0.0) else up))
 
 
 @kernel(inline=True)
 def next_below(number):
-    """Return the next smaller float32 (both zeros count as one)."""
+    """Return the next smaller float32; from either zero, the largest one below it."""
     return -next_above(-number)
 
 
-@kernel(inline=True)
-def _beyond(weight, scale, offset, threshold):
-    """Say whether a weight lies on the upper side (for a negative scale: the lower side of ``u``) of a threshold."""
-    u = np.float64(weight) / scale + offset
-    return u >= threshold if scale > 0.0 else u < threshold
-
-
-@kernel(inline=True)
-def border(threshold, scale, offset):
-    """Return the smallest float32 weight beyond a threshold, plus infinity when there is none.
-
-    Args:
-        threshold: on the grid's axis, float64.
-        scale: the group's scale as float64, positive or negative, not 0.
-        offset: the group's offset.
-    """
+@kernel()
+def _settle(threshold, scale, offset):
+    """Find a border by bisection between floats that are certainly before and certainly beyond the threshold."""
     estimate = (threshold - offset) * scale
-    if not abs(estimate) < 3.4028235e38:
-        return np.float32(np.inf) if estimate > 0.0 else np.float32(-np.inf)
-    nearest = np.float32(estimate)
-    gap = np.float64(nearest) - estimate
-    doubt = _DOUBT * (abs(threshold) + abs(offset)) * abs(scale)
-    if gap > doubt:
-        return nearest
-    if gap < -doubt:
-        return next_above(nearest)
-    while _beyond(next_below(nearest), scale, offset, threshold):
-        nearest = next_below(nearest)
-    while not _beyond(nearest, scale, offset, threshold):
-        nearest = next_above(nearest)
-    return nearest
+    doubt = 4.0 * _DOUBT * (abs(threshold) + abs(offset)) * abs(scale)
+    before = np.int64(rank(next_below(np.float32(estimate - doubt))))
+    beyond = np.int64(rank(next_above(np.float32(estimate + doubt))))
+    while beyond - before > 1:
+        middle = (before + beyond) >> 1
+        u = np.float64(code_of_rank(np.int32(middle), np.float32(0.0))) / scale + offset
+        if (u >= threshold) == (scale > 0.0):
+            beyond = middle
+        else:
+            before = middle
+    return code_of_rank(np.int32(beyond), np.float32(0.0))
+
+
+@kernel()
+def _fill_borders(thresholds, scale, offset, borders):
+    """Fill borders for thresholds in ascending order of the weight; branch-free, so that it vectorizes."""
+    reach = _DOUBT * abs(scale)
+    doubts = 0
+    for i in range(thresholds.shape[0]):
+        estimate = (thresholds[i] - offset) * scale
+        nearest = np.float32(estimate)
+        gap = np.float64(nearest) - estimate
+        borders[i] = nearest if gap > 0.0 else next_above(nearest)
+        doubts += np.int64(not abs(gap) > reach * (abs(thresholds[i]) + abs(offset)))
+    if doubts == 0:
+        return
+    if offset == 0.0:
+        # The neighbours of the nearest float are far outside the doubt; only it has to be tried.
+        for i in range(thresholds.shape[0]):
+            estimate = thresholds[i] * scale
+            nearest = np.float32(estimate)
+            doubtful = not abs(np.float64(nearest) - estimate) > reach * abs(thresholds[i])
+            beyond = (np.float64(nearest) / scale >= thresholds[i]) == (scale > 0.0)
+            tried = nearest if beyond else next_above(nearest)
+            borders[i] = tried if doubtful else borders[i]
+    else:
+        for i in range(thresholds.shape[0]):
+            estimate = (thresholds[i] - offset) * scale
+            gap = np.float64(np.float32(estimate)) - estimate
+            if not abs(gap) > reach * (abs(thresholds[i]) + abs(offset)):
+                borders[i] = _settle(thresholds[i], scale, offset)
 
 
 @kernel()
@@ -75,30 +87,37 @@ def group_borders(thresholds, levels, scale, offset, borders, values):
     """Fill one group's borders and decoded values, both in ascending order of the weight.
 
     Args:
-        thresholds: the grid's, float64, ascending.
-        levels: the grid's, float64, one more.
+        thresholds: from ``both_orders``.
+        levels: from ``both_orders``.
         scale: float32; a group with scale 0 decodes to zeros.
         offset: float64.
-        borders: float32, filled; entries beyond the thresholds become plus infinity.
-        values: float32, filled with s * (level - o), the last one repeated to the end.
+        borders: float32, filled; plus infinity for the padding.
+        values: float32, filled with s * (level - o).
     """
-    count = thresholds.shape[0]
     wide = np.float64(scale)
     if wide == 0.0:
         borders[:] = np.float32(np.inf)
         values[:] = np.float32(0.0)
         return
-    if wide > 0.0:
-        for i in range(count):
-            borders[i] = border(thresholds[i], wide, offset)
-        for i in range(count + 1):
-            values[i] = np.float32(wide * (levels[i] - offset))
-    else:
-        for i in range(count):
-            borders[i] = border(thresholds[count - 1 - i], wide, offset)
-        for i in range(count + 1):
-            values[i] = np.float32(wide * (levels[count - i] - offset))
-    for i in range(count, borders.shape[0]):
-        borders[i] = np.float32(np.inf)
-    for i in range(count + 1, values.shape[0]):
-        values[i] = values[count]
+    order = 0 if wide > 0.0 else 1
+    _fill_borders(thresholds[order], wide, offset, borders)
+    some = levels[order]
+    for i in range(some.shape[0]):
+        values[i] = np.float32(wide * (some[i] - offset))
+
+
+def both_orders(
+    thresholds: Float[np.ndarray, " levels-1"], levels: Float[np.ndarray, " levels"]
+) -> tuple[Float[np.ndarray, "2 borders"], Float[np.ndarray, "2 values"]]:
+    """Return thresholds and levels in ascending and, for negative scales, in descending order, two rows each.
+
+    Padded to whole vectors: thresholds with one that no weight reaches, levels with the last one.
+    """
+    count = len(thresholds)
+    padded = np.empty((2, -(-count // 8) * 8))
+    padded[0, count:], padded[1, count:] = 1e300, -1e300
+    padded[0, :count], padded[1, :count] = thresholds, thresholds[::-1]
+    both = np.empty((2, padded.shape[1] + 8))
+    both[0, : count + 1], both[1, : count + 1] = levels, levels[::-1]
+    both[0, count + 1 :], both[1, count + 1 :] = levels[-1], levels[0]
+    return padded, both

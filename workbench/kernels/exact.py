@@ -18,8 +18,8 @@ from jaxtyping import Float
 from numba import prange
 
 from workbench.grids.grid import Grid
-from workbench.kernels.borders import group_borders
-from workbench.kernels.codes import as_codes, value
+from workbench.kernels.borders import both_orders, group_borders
+from workbench.kernels.codes import as_codes, bits_of, float_of, value
 from workbench.kernels.runtime import SUMS, exclusive, kernel
 from workbench.kernels.tables import cell_of, code_table
 
@@ -34,43 +34,63 @@ FEW_LEVELS = 48
 
 
 @kernel(fastmath=SUMS)
-def _scan_few(codes, start, stop, borders, values, weight, decoded):
-    """Return error, weight and decoded energy and the largest error of one group's columns, a few levels."""
+def _compare(weight, decoded):
+    """Return error, weight and decoded energy, and the largest error of some weights (float32 or float64)."""
     error = 0.0
     energy = 0.0
     power = 0.0
-    largest = 0.0
-    for first in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - first)
-        b0, b1, b2, b3 = borders[0], borders[1], borders[2], borders[3]
-        v0, v1, v2, v3, v4 = values[0], values[1], values[2], values[3], values[4]
-        for j in range(count):
-            w = value(codes[first + j])
-            v = v1 if w >= b0 else v0
+    # The magnitude bits of a float64 grow with it; as integers their maximum is a vector instruction.
+    largest = np.int64(0)
+    for j in range(weight.shape[0]):
+        w = np.float64(weight[j])
+        v = np.float64(decoded[j])
+        difference = w - v
+        error += difference * difference
+        energy += w * w
+        power += v * v
+        largest = max(largest, bits_of(difference) & np.int64(0x7FFFFFFFFFFFFFFF))
+    return error, energy, power, float_of(largest)
+
+
+@kernel()
+def _decode_few(codes, borders, values, weight, decoded):
+    """Decode some weights by comparing each with every border, four borders in one sweep."""
+    b0, b1, b2, b3 = borders[0], borders[1], borders[2], borders[3]
+    v0, v1, v2, v3, v4 = values[0], values[1], values[2], values[3], values[4]
+    for j in range(codes.shape[0]):
+        w = value(codes[j])
+        v = v1 if w >= b0 else v0
+        v = v2 if w >= b1 else v
+        v = v3 if w >= b2 else v
+        v = v4 if w >= b3 else v
+        weight[j] = w
+        decoded[j] = v
+    for i in range(4, borders.shape[0], 4):
+        b0, b1, b2, b3 = borders[i], borders[i + 1], borders[i + 2], borders[i + 3]
+        v1, v2, v3, v4 = values[i + 1], values[i + 2], values[i + 3], values[i + 4]
+        for j in range(codes.shape[0]):
+            w = weight[j]
+            v = decoded[j]
+            v = v1 if w >= b0 else v
             v = v2 if w >= b1 else v
             v = v3 if w >= b2 else v
             v = v4 if w >= b3 else v
-            weight[j] = w
             decoded[j] = v
-        for i in range(4, borders.shape[0], 4):
-            b0, b1, b2, b3 = borders[i], borders[i + 1], borders[i + 2], borders[i + 3]
-            v1, v2, v3, v4 = values[i + 1], values[i + 2], values[i + 3], values[i + 4]
-            for j in range(count):
-                w = weight[j]
-                v = decoded[j]
-                v = v1 if w >= b0 else v
-                v = v2 if w >= b1 else v
-                v = v3 if w >= b2 else v
-                v = v4 if w >= b3 else v
-                decoded[j] = v
-        for j in range(count):
-            w64 = np.float64(weight[j])
-            v64 = np.float64(decoded[j])
-            difference = w64 - v64
-            error += difference * difference
-            energy += w64 * w64
-            power += v64 * v64
-            largest = max(largest, abs(difference))
+
+
+@kernel(inline=True)
+def _scan_few(codes, borders, values, weight, decoded):
+    """Return error, weight and decoded energy, and the largest error of one group's weights, a few levels."""
+    error, energy, power, largest = 0.0, 0.0, 0.0, 0.0
+    for first in range(0, codes.shape[0], BLOCK):
+        count = min(BLOCK, codes.shape[0] - first)
+        some, there = weight[:count], decoded[:count]
+        _decode_few(codes[first : first + count], borders, values, some, there)
+        found = _compare(some, there)
+        error += found[0]
+        energy += found[1]
+        power += found[2]
+        largest = max(largest, found[3])
     return error, energy, power, largest
 
 
@@ -79,13 +99,12 @@ def _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors):
     rows, columns = codes.shape
     groups = scale.shape[1]
     shared = scale.shape[0] == 1
-    padded = (thresholds.shape[0] + 3) // 4 * 4
     parts = min(rows, PARTS)
     for part in prange(parts):
         weight = np.empty(BLOCK, dtype=np.float32)
         decoded = np.empty(BLOCK, dtype=np.float32)
-        borders = np.empty(padded, dtype=np.float32)
-        values = np.empty(padded + 1, dtype=np.float32)
+        borders = np.empty(thresholds.shape[1], dtype=np.float32)
+        values = np.empty(levels.shape[1], dtype=np.float32)
         first = rows * part // parts
         for row in range(first, rows * (part + 1) // parts):
             at = 0 if shared else row
@@ -93,7 +112,8 @@ def _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors):
                 if not shared or row == first:
                     group_borders(thresholds, levels, scale[at, g], offset[at, g], borders, values)
                 start = g * group
-                found = _scan_few(codes[row], start, min(columns, start + group), borders, values, weight, decoded)
+                some = codes[row, start : min(columns, start + group)]
+                found = _scan_few(some, borders, values, weight, decoded)
                 _add(sums[row], found, scale[at, g])
                 if errors.shape[0] > 0:
                     errors[row, g] = found[0]
@@ -110,38 +130,42 @@ def _add(total, found, scale):
         total[4] = max(total[4], found[3] / abs(np.float64(scale)))
 
 
-@kernel(fastmath=SUMS)
-def _scan_many(codes, start, stop, scale, offset, table, weight, place, cell, level):
-    """Return error, weight and decoded energy and the largest error of one group's columns, any number of levels."""
+@kernel()
+def _decode_many(codes, scale, offset, table, weight, place, cell):
+    """Decode some weights by the table: each is replaced in ``place`` by the value its level stands for."""
     first, shift, floor, top, steps, thresholds, levels = table
-    error = 0.0
-    energy = 0.0
-    power = 0.0
-    largest = 0.0
-    for begin in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - begin)
-        normalise(codes[begin : begin + count], scale, offset, weight, place)
-        for j in range(count):
-            cell[j] = cell_of(np.float32(place[j]), np.int32(shift), np.int32(floor), np.int32(top))
-        if steps == 1:
-            for j in range(count):
-                index = first[cell[j]]
-                index += place[j] >= thresholds[index]
-                level[j] = levels[index]
-        else:
-            for j in range(count):
-                index = first[cell[j]]
-                while place[j] >= thresholds[index]:
-                    index += 1
-                level[j] = levels[index]
-        for j in range(count):
-            w64 = weight[j]
-            v64 = np.float64(np.float32(scale * (level[j] - offset)))
-            difference = w64 - v64
-            error += difference * difference
-            energy += w64 * w64
-            power += v64 * v64
-            largest = max(largest, abs(difference))
+    normalise(codes, scale, offset, weight, place)
+    shift, floor, top = np.int32(shift), np.int32(floor), np.int32(top)
+    for j in range(place.shape[0]):
+        cell[j] = cell_of(np.float32(place[j]), shift, floor, top)
+    if steps == 1:
+        for j in range(place.shape[0]):
+            index = np.uint32(first[np.uint32(cell[j])])
+            index += np.uint32(place[j] >= thresholds[index])
+            place[j] = levels[index]
+    else:
+        for j in range(place.shape[0]):
+            index = np.uint32(first[np.uint32(cell[j])])
+            while place[j] >= thresholds[index]:
+                index += np.uint32(1)
+            place[j] = levels[index]
+    for j in range(place.shape[0]):
+        place[j] = np.float64(np.float32(scale * (place[j] - offset)))
+
+
+@kernel(inline=True)
+def _scan_many(codes, scale, offset, table, weight, place, cell):
+    """Return error, weight and decoded energy, and the largest error of one group's weights, any number of levels."""
+    error, energy, power, largest = 0.0, 0.0, 0.0, 0.0
+    for begin in range(0, codes.shape[0], BLOCK):
+        count = min(BLOCK, codes.shape[0] - begin)
+        some, there = weight[:count], place[:count]
+        _decode_many(codes[begin : begin + count], scale, offset, table, some, there, cell[:count])
+        found = _compare(some, there)
+        error += found[0]
+        energy += found[1]
+        power += found[2]
+        largest = max(largest, found[3])
     return error, energy, power, largest
 
 
@@ -173,24 +197,13 @@ def _many_levels(codes, group, scale, offset, table, sums, errors):
     for part in prange(parts):
         weight = np.empty(BLOCK)
         place = np.empty(BLOCK)
-        level = np.empty(BLOCK)
         cell = np.empty(BLOCK, dtype=np.int32)
         for row in range(rows * part // parts, rows * (part + 1) // parts):
             at = 0 if shared else row
             for g in range(groups):
                 start = g * group
-                found = _scan_many(
-                    codes[row],
-                    start,
-                    min(columns, start + group),
-                    np.float64(scale[at, g]),
-                    offset[at, g],
-                    table,
-                    weight,
-                    place,
-                    cell,
-                    level,
-                )
+                some = codes[row, start : min(columns, start + group)]
+                found = _scan_many(some, np.float64(scale[at, g]), offset[at, g], table, weight, place, cell)
                 _add(sums[row], found, scale[at, g])
                 if errors.shape[0] > 0:
                     errors[row, g] = found[0]
@@ -257,7 +270,7 @@ def _sums(
     scale = np.ascontiguousarray(scale, dtype=np.float32)
     offset = np.ascontiguousarray(offset, dtype=np.float64)
     if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
-        thresholds, levels = (np.ascontiguousarray(part, dtype=np.float64) for part in (grid.thresholds, grid.levels))
+        thresholds, levels = both_orders(grid.thresholds, grid.levels)
         _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors)
     else:
         _many_levels(codes, group, scale, offset, code_table(grid), sums, errors)

@@ -14,31 +14,33 @@ from workbench.kernels.runtime import exclusive, kernel
 
 
 @kernel()
+def _least_and_most(codes):
+    """Return the smallest and largest rank; on integers, so that the search vectorizes whatever the float type."""
+    least = rank(codes[0])
+    most = least
+    for j in range(codes.shape[0]):
+        here = rank(codes[j])
+        least = min(least, here)
+        most = max(most, here)
+    return least, most
+
+
+@kernel()
 def _row_extrema(codes, group, low, high, peak):
-    """Fill one row's groups; the search runs on integer ranks, so that it vectorizes whatever the float type."""
-    columns = codes.shape[0]
+    """Fill one row's groups."""
     for g in range(low.shape[0]):
-        start = g * group
-        stop = min(columns, start + group)
-        least = rank(codes[start])
-        most = least
-        for j in range(start, stop):
-            here = rank(codes[j])
-            least = min(least, here)
-            most = max(most, here)
-        smallest = value(code_of_rank(least, codes[start]))
-        largest = value(code_of_rank(most, codes[start]))
+        some = codes[g * group : min(codes.shape[0], (g + 1) * group)]
+        least, most = _least_and_most(some)
+        smallest = value(code_of_rank(least, some[0]))
+        largest = value(code_of_rank(most, some[0]))
         low[g] = smallest
         high[g] = largest
-        if largest > -smallest:
-            peak[g] = largest
-        elif largest < -smallest:
-            peak[g] = smallest
-        else:
-            peak[g] = largest
-            for j in range(start, stop):
-                if abs(value(codes[j])) == largest:
-                    peak[g] = value(codes[j])
+        peak[g] = largest if largest > -smallest else smallest
+        if largest == -smallest:
+            # A tie: the one that comes first.
+            for j in range(some.shape[0]):
+                if abs(value(some[j])) == largest:
+                    peak[g] = value(some[j])
                     break
 
 

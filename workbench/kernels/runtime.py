@@ -21,8 +21,8 @@ lock = threading.RLock()
 # numba falls through this list at the first parallel loop of the process; ``workqueue`` is what always exists.
 config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]  # pyright: ignore[reportAttributeAccessIssue]
 
-#: Sums may be reordered and multiply-adds fused (vector reductions need it); NaN and infinity keep their meaning.
-SUMS = frozenset({"reassoc", "contract", "nsz"})
+#: Sums may be reordered and multiply-adds fused, and no operand is NaN (vector sums and maxima need this).
+SUMS = frozenset({"reassoc", "contract", "nsz", "nnan"})
 
 
 def kernel(
