@@ -50,16 +50,17 @@ def comparison_figure(bars: Sequence[Bar], *, dress: str | Theme = "light", heig
     heights = np.array([bar.sqnr_db if np.isfinite(bar.sqnr_db) else np.nan for bar in bars])
     traces: list[Any] = [
         go.Bar(
-            x=[bar.name for bar in bars],
-            y=narrow(heights),
-            width=0.75,
+            orientation="h",
+            y=[bar.name for bar in bars],
+            x=narrow(heights),
+            width=0.72,
             marker={"color": [colours[bar.part] for bar in bars], "line": {"width": 0}},
-            text=[f"{bar.badge} {bar.sqnr_db:.1f}" for bar in bars],
+            text=[f"{bar.badge} {bar.sqnr_db:.2f}" for bar in bars],
             textposition="outside",
             cliponaxis=False,
             customdata=[[bar.mse, bar.bits, bar.badge, bar.label or bar.name] for bar in bars],
             hovertemplate=(
-                "%{customdata[3]}: SQNR %{customdata[2]} %{y:.3f} dB, MSE %{customdata[2]} %{customdata[0]:.4g}, "
+                "%{customdata[3]}: SQNR %{customdata[2]} %{x:.3f} dB, MSE %{customdata[2]} %{customdata[0]:.4g}, "
                 "%{customdata[1]:.4g} bits per weight<extra></extra>"
             ),
             name="SQNR",
@@ -71,12 +72,13 @@ def comparison_figure(bars: Sequence[Bar], *, dress: str | Theme = "light", heig
     return framed(
         traces,
         title="Signal to quantization noise (higher is better)",
-        x="grid",
-        y="SQNR / dB",
+        x="SQNR / dB",
+        y="",
         dress=look,
         height=height,
         layout={
-            "yaxis": {"range": [min(0.0, low * 1.1), max(1.0, high * 1.15)], "uirevision": "fit"},
+            "xaxis": {"range": [min(0.0, low * 1.1), max(1.0, high * 1.15)], "uirevision": "fit"},
+            "yaxis": {"autorange": "reversed", "title": {"text": "grid"}, "ticks": "", "showgrid": False},
             "hovermode": "closest",
         },
     )

@@ -8,7 +8,6 @@ import numpy as np
 
 from workbench.figures.palette import Theme, theme
 from workbench.figures.picture import Axis, font, number, plain, rgba, sideways
-from workbench.figures.update import traces as every
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,13 +25,14 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     """
     from PIL import Image, ImageDraw
 
+    if figure.data and getattr(figure.data[0], "orientation", None) == "h":
+        return draw_named_bars(figure, width, height, dress)
     look = theme(dress)
     layout: Any = figure.layout
+    drawn: Any = figure.data
     image = Image.new("RGB", (width, height), look.paper)
     draw = ImageDraw.Draw(image, "RGBA")
-    traces = [trace for trace in every(figure) if trace.visible in {None, True} and trace.type in {"bar", "scatter"}]
-    words = [_words(trace.x) for trace in traces if trace.type == "bar"]
-    named = next((w for w in words if w is not None), None)
+    traces = [trace for trace in drawn if trace.visible in {None, True} and trace.type in {"bar", "scatter"}]
     left, right, top, bottom = 62, width - 12, 44, height - 46
     xs = [_numbers(trace.x, len(_list(trace.y))) for trace in traces]
     ys = [_numbers(trace.y, len(_list(trace.x))) for trace in traces]
@@ -44,8 +44,6 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     y_axis = Axis(layout.yaxis, first, (bottom, top), zero=bars)
     overlaid = getattr(layout, "yaxis2", None)
     second = Axis(overlaid, [], (bottom, top)) if overlaid is not None else y_axis
-    if named is not None:
-        x_axis.at, x_axis.labels = [float(i) for i in range(len(named))], [plain(word) for word in named]
     _axes(draw, x_axis, y_axis, look)
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(layer, "RGBA")
@@ -54,7 +52,6 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
         plot_area = _Plot(pen, x_axis, second if trace.yaxis == "y2" else y_axis)
         if trace.type == "bar":
             plot_area.bars(x, y, half, _colours(trace.marker.color, len(x), look.weights))
-            plot_area.words(x, y, [plain(word) for word in _list(trace.text)], look.ink)
             continue
         if trace.fill == "tonexty" and before is not None:
             plot_area.band(*before, x, y, rgba(trace.fillcolor))
@@ -74,6 +71,41 @@ def draw_figure(figure: go.Figure, width: int = 640, height: int = 300, dress: s
     return image
 
 
+def draw_named_bars(figure: go.Figure, width: int, height: int, dress: str | Theme = "light") -> Image.Image:
+    """Draw a figure of one trace of horizontal bars, the first at the top, each with its name and its text.
+
+    Arguments as in ``draw_figure``.
+    """
+    from PIL import Image, ImageDraw
+
+    look = theme(dress)
+    layout: Any = figure.layout
+    trace: Any = figure.data[0]
+    image = Image.new("RGB", (width, height), look.paper)
+    draw = ImageDraw.Draw(image)
+    names, values = [plain(name) for name in _list(trace.y)], _numbers(trace.x, 0)
+    left = 40 + max([int(font(12).getlength(name)) for name in names], default=60)
+    right, top, bottom = width - 12, 32, height - 46
+    axis = Axis(layout.xaxis, [values], (left, right), zero=True)
+    for tick in axis.at:
+        x = float(axis.place(tick))
+        draw.line([(x, top), (x, bottom)], fill=look.lines)
+        draw.text((x, bottom + 6), number(tick), font=font(11), fill=look.ink, anchor="ma")
+    step = (bottom - top) / max(1, len(names))
+    colours, texts = _colours(trace.marker.color, len(names), look.weights), _list(trace.text)
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        middle = top + (i + 0.5) * step
+        draw.text((left - 8, middle), name, font=font(12), fill=look.ink, anchor="rm")
+        if np.isfinite(value):
+            ends = sorted((float(axis.place(0.0)), float(axis.place(value))))
+            draw.rectangle([ends[0], middle - 0.36 * step, ends[1], middle + 0.36 * step], fill=colours[i])
+            draw.text((ends[1] + 4, middle), plain(texts[i]), font=font(11), fill=look.ink, anchor="lm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill=look.quiet)
+    draw.text(((left + right) / 2, bottom + 26), axis.title, font=font(12), fill=look.ink, anchor="ma")
+    draw.text((left, 6), plain(layout.title.text or ""), font=font(13), fill=look.ink)
+    return image
+
+
 def _axes(draw: Any, x_axis: Axis, y_axis: Axis, look: Theme) -> None:
     (left, right), (bottom, top) = x_axis.pixels, y_axis.pixels
     for i, tick in enumerate(y_axis.at):
@@ -87,10 +119,8 @@ def _axes(draw: Any, x_axis: Axis, y_axis: Axis, look: Theme) -> None:
         if left - 1 <= x <= right + 1:
             draw.line([(x, bottom), (x, bottom + 4)], fill=look.quiet)
             text = x_axis.labels[i] if x_axis.labels else number(tick)
-            lines = text.split(" ") if x_axis.labels and len(x_axis.at) > 3 and len(text) > 8 else [text]
-            for row, line in enumerate(lines[:2]):
-                draw.text((x, bottom + 5 + 12 * row), line, font=font(11), fill=look.ink, anchor="ma")
-    draw.text(((left + right) / 2, bottom + 29), x_axis.title, font=font(12), fill=look.ink, anchor="ma")
+            draw.text((x, bottom + 6), text, font=font(11), fill=look.ink, anchor="ma")
+    draw.text(((left + right) / 2, bottom + 26), x_axis.title, font=font(12), fill=look.ink, anchor="ma")
     sideways(draw._image, y_axis.title, (12, (top + bottom) // 2), look)
 
 
@@ -129,11 +159,6 @@ class _Plot:
         outline += [*zip(self.x_axis.place(under_x), self.y_axis.place(under_y), strict=True)][::-1]
         if len(outline) > 2 and np.isfinite(outline).all():
             self.pen.polygon([(float(a), float(b)) for a, b in outline], fill=ink)
-
-    def words(self, x: np.ndarray, y: np.ndarray, texts: list[str], ink: str) -> None:
-        """Write each text above its bar."""
-        for a, b, text in zip(self.x_axis.place(x), self.y_axis.place(np.nan_to_num(y)), texts, strict=False):
-            self.pen.text((float(a), float(b) - 3), text, font=font(11), fill=ink, anchor="mb")
 
     def dots(self, x: np.ndarray, y: np.ndarray, colours: list[Any], size: Any) -> None:
         """Draw round markers ``size`` pixels wide."""

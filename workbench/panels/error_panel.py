@@ -54,6 +54,7 @@ class ErrorPanel(FigurePanel):
         channels = self.place(
             "channels", framed([], title="", x="output channel", y="mean squared error", dress=dress, height=300), 420
         )
+        self.on_point("channels", self._point_clicked)
         table = colour_bytes(sequential(), sequential())
         self.map = MapView(
             colours=table,
@@ -111,7 +112,7 @@ class ErrorPanel(FigurePanel):
         if layer is None:
             self._contest, self._rivals, self._contest_key = None, None, ()
             return
-        bits, granularity = session.grid.bits, session.granularity
+        bits, granularity = self.grid.bits, session.granularity
         if not 2 <= bits <= 8:
             self._contest, self._rivals, self._contest_key = None, None, ()
             return
@@ -141,21 +142,22 @@ class ErrorPanel(FigurePanel):
         """Return the bits per weight that the present grid takes on the layer, scales counted."""
         from workbench.quantization import bits_per_weight
 
-        session = self.session
-        return bits_per_weight(session.grid, session.granularity, session.layer.weight.shape)  # type: ignore[union-attr]
+        layer = self.session.layer
+        return 0.0 if layer is None else bits_per_weight(self.grid, self.session.granularity, layer.weight.shape)
 
     # ------------------------------------------------------------------ the landscape
 
     def _draw_landscape(self) -> None:
         """Ask for the landscape of the layer, unless it is on screen: it holds every exponent and clip already."""
         session, layer = self.session, self.session.layer
-        bits = session.grid.bits
+        bits = self.grid.bits
         if layer is None or not 2 <= bits <= 8:
             self._landscape, self._landscape_key = None, ()
             self.map.clear()
             self.about_map.value = ""
             return
-        granularity, rounding = session.granularity, getattr(session.grid, "rounding", "power")
+        granularity = session.granularity
+        rounding: Any = getattr(self.grid, "rounding", "power")
         key = (layer.content_key, layer.name, bits, granularity, rounding)
         if key == self._landscape_key:
             return
@@ -194,7 +196,7 @@ class ErrorPanel(FigurePanel):
     def _place_marker(self) -> None:
         from workbench.grids import PowerGrid
 
-        grid = self.session.grid
+        grid = self.grid
         self.map.marker = [grid.exponent, self.session.clip] if isinstance(grid, PowerGrid) else []
 
     @guarded
@@ -202,7 +204,7 @@ class ErrorPanel(FigurePanel):
         """Take the marker's exponent and clip, both in one change of the session."""
         from workbench.grids import PowerGrid
 
-        session, grid = self.session, self.session.grid
+        session, grid = self.session, self.grid
         if len(self.map.marker) != 2 or self._landscape is None:
             return
         exponent, clip = self.map.marker
@@ -231,7 +233,7 @@ class ErrorPanel(FigurePanel):
         """Return what the table says: this grid and its rivals."""
         session, lines = self.session, []
         if session.layer is not None:
-            lines.append(Line("this grid", session.grid, session.clip, self._budget(), self._mine()))
+            lines.append(Line("this grid", self.grid, session.clip, self._budget(), self._mine()))
         if self._rivals is not None:
             for name, rival in zip(("uniform, same bits", "best of all grids"), self._rivals, strict=True):
                 lines.append(Line(name, rival.grid, rival.clip, rival.bits_per_weight, rival.report))
@@ -244,7 +246,7 @@ class ErrorPanel(FigurePanel):
         mine = self._mine()
         bars = []
         if mine is not None:
-            grid = self.session.grid
+            grid = self.grid
             bars.append(Bar("this grid", mine.sqnr_db, mine.mse, self._budget(), mine.badge, "current", grid.label))
         if self._contest is not None and self._rivals is not None:
             uniform, best = self._rivals
@@ -277,12 +279,10 @@ class ErrorPanel(FigurePanel):
             height=300,
         )
         self.draw("channels", figure)
-        self.on_click("channels", self._point_clicked)
 
     @guarded
-    def _point_clicked(self, trace: Any, points: Any, _state: Any) -> None:
-        if points.point_inds and trace.customdata is not None:
-            self.session.channel = int(trace.customdata[points.point_inds[0]][0])
+    def _point_clicked(self, data: Any) -> None:
+        self.session.channel = int(data[0])
 
     # ------------------------------------------------------------------ picture, numbers, code
 
@@ -332,7 +332,7 @@ class ErrorPanel(FigurePanel):
         """Return Python that measures this grid and its rivals, and the landscape."""
         session = self.session
         granularity, rule = session.granularity, "mse" if session.scale_rule == "mse" else "absmax"
-        rounding = getattr(session.grid, "rounding", "power")
+        rounding = getattr(self.grid, "rounding", "power")
         return "\n".join(
             [
                 preamble(session, "bits_per_weight", "exact_error", "landscape", "sketch"),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets as widgets
 
 from workbench.panels.panel import Panel
+from workbench.panels.plot_view import PlotView
 from workbench.panels.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from PIL import Image
 
+    from workbench.grids import Grid
     from workbench.panels.jobs import Job
 
 #: How long a snapshot waits for numbers that are being computed.
@@ -33,27 +35,22 @@ class FigurePanel(Panel):
 
     def place(self, name: str, figure: go.Figure, least: int = 360) -> widgets.Box:
         """Make the widget of a figure and return the box that holds it, at least ``least`` pixels wide."""
-        from workbench.panels.plotly_view import figure_view
-
-        view = figure_view(figure)
-        self._figures()[name] = view
+        view = PlotView(figure)
+        self._views[name] = view
         return cell(view, least)
 
     def draw(self, name: str, figure: go.Figure) -> None:
         """Bring a figure on screen to a new state, in place."""
-        from workbench.figures.update import update_in_place
-
         if not self._is_closed:
-            update_in_place(self._figures()[name], figure)
+            self._views[name].show(figure)
 
     def figure(self, name: str) -> go.Figure:
         """Return the figure of this name as it is on screen."""
-        return self._figures()[name]
+        return self._views[name].figure
 
-    def on_click(self, name: str, handler: Callable[[Any, Any, Any], None]) -> None:
-        """Call ``handler(trace, points, state)`` when a point of the figure is clicked (instead of any other)."""
-        for trace in self._figures()[name].data:
-            trace.on_click(handler)
+    def on_point(self, name: str, handler: Callable[[Any], None]) -> None:
+        """Call ``handler(customdata)`` when a point of the figure is clicked."""
+        self._views[name].on_point(handler)
 
     def compute(self, kind: str, work: Callable[[Job], Any], show: Callable[[Any], None], *, label: str = "") -> None:
         """Run ``work(job)`` on the session's worker and ``show(result)`` after it; the latest of a kind wins.
@@ -91,8 +88,8 @@ class FigurePanel(Panel):
         """Return the pictures of a snapshot, top to bottom."""
         from workbench.figures.picture_figure import draw_figure
 
-        views = self._figures().values()
-        return [draw_figure(view, 760, int(view.layout.height or 280), self.session.theme) for view in views]
+        figures: list[Any] = [view.figure for view in self._views.values()]
+        return [draw_figure(figure, 760, int(figure.layout.height or 280), self.session.theme) for figure in figures]
 
     def snapshot(self) -> Snapshot:
         """Return a picture of the panel's figures, drawn without a browser, and the numbers in them."""
@@ -100,19 +97,21 @@ class FigurePanel(Panel):
 
         self.wait()
         dress = self.session.theme
-        heading = f"{self.title}: {self.session.layer_name or 'no layer'}, {self.session.grid.label}"
+        heading = f"{self.title}: {self.session.layer_name or 'no layer'}, {self.grid.label}"
         sheet = stack([draw_text([heading], 760, dress), *self.pictures()], dress=dress)
         return Snapshot(png(sheet), self.numbers())
 
-    def close(self) -> None:
-        """Take the panel off the page, with its figures (each keeps its data in the kernel until closed)."""
-        super().close()
-        for view in self._figures().values():
-            view.close()
-        self._figures().clear()
+    @property
+    def grid(self) -> Grid:
+        """The session's grid."""
+        return cast("Grid", self.session.grid)
 
-    def _figures(self) -> dict[str, Any]:
-        return self.__dict__.setdefault("_views", {})
+    @property
+    def _views(self) -> dict[str, PlotView]:
+        # Made on first use: ``build`` runs inside the base's constructor.
+        if "_views_by_name" not in self.__dict__:
+            self._views_by_name: dict[str, PlotView] = {}
+        return self._views_by_name
 
     def _kind(self, kind: str) -> str:
         return f"{kind} {id(self)}"
@@ -130,7 +129,7 @@ def row(*boxes: widgets.Widget) -> widgets.Box:
     return widgets.Box(boxes, layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "gap": "8px"})
 
 
-def choice(label: str, options: Sequence[str] | Sequence[tuple[str, Any]], value: Any) -> widgets.Dropdown:
+def choice(label: str, options: Sequence[str] | Sequence[tuple[str, Any]], value: Any) -> Any:
     """Return a labelled drop-down list; unlike toggle buttons it tells a screen reader its name and state."""
     return widgets.Dropdown(
         description=label,

@@ -15,7 +15,7 @@ from workbench.figures.frame import framed
 from workbench.figures.palette import diverging
 from workbench.figures.picture import draw_text
 from workbench.figures.picture_map import draw_map
-from workbench.figures.weight_map import WeightPicture, strongest_channel
+from workbench.figures.weight_map import WeightPicture, strongest_channel, weight_picture
 from workbench.panels.code import preamble
 from workbench.panels.figure_panel import FigurePanel, cell, choice, row
 from workbench.panels.map_view import MapView, colour_bytes
@@ -82,6 +82,8 @@ class OutliersPanel(FigurePanel):
         alone = self.place(
             "channel", framed([], title="", x="weight value", y="weights per bin", dress=dress, height=260)
         )
+        for name in ("ranges", "kurtosis"):
+            self.on_point(name, self._point_clicked)
         self.map = MapView(
             colours=colour_bytes(diverging("light"), diverging("dark")),
             x_label="input channel",
@@ -123,18 +125,12 @@ class OutliersPanel(FigurePanel):
             return
 
         def work(job: Job) -> _Facts:
-            from workbench.quantization import channel_statistics, largest_weights, weight_map
+            from workbench.quantization import largest_weights, weight_map, weight_statistics
 
+            statistics = weight_statistics(layer, lambda done: job.progress(0.5 * done))
+            shrunk = weight_map(layer, MAP_ROWS, MAP_COLUMNS, lambda done: job.progress(0.5 + 0.4 * done))
             job.check()
-            output, inputs = channel_statistics(layer)
-            job.progress(0.5)
-            return _Facts(
-                layer.content_key,
-                output,
-                inputs,
-                weight_map(layer, MAP_ROWS, MAP_COLUMNS),
-                largest_weights(layer, LARGEST),
-            )
+            return _Facts(statistics, weight_picture(shrunk), largest_weights(layer, LARGEST))
 
         def show(facts: _Facts) -> None:
             self._facts = facts
@@ -160,7 +156,7 @@ class OutliersPanel(FigurePanel):
         if layer is None or channel < 0:
             self.alone.layout.display = "none"
             return
-        grid, rule, clip = session.grid, session.scale_rule, session.clip
+        grid, rule, clip = self.grid, session.scale_rule, session.clip
         has_scale = axis == "output" and session.granularity == "channel"
 
         def work(_job: Job) -> tuple[Histogram, Any]:
@@ -188,9 +184,8 @@ class OutliersPanel(FigurePanel):
             self._channel_changed()
 
     @guarded
-    def _point_clicked(self, trace: Any, points: Any, _state: Any) -> None:
-        if points.point_inds:
-            self._pick(int(trace.customdata[points.point_inds[0]][0]))
+    def _point_clicked(self, data: Any) -> None:
+        self._pick(int(data[0]))
 
     @guarded
     def _map_picked(self, _change: Any) -> None:
@@ -217,8 +212,6 @@ class OutliersPanel(FigurePanel):
         if facts is None:
             return
         self._mark()
-        for name in ("ranges", "kurtosis"):
-            self.on_click(name, self._point_clicked)
         found = facts.of(axis)
         self._ranked = found.to_frame().nlargest(LARGEST, "absmax")
         lines = [
@@ -232,7 +225,7 @@ class OutliersPanel(FigurePanel):
             )
             for one in self._ranked.itertuples()
         ]
-        heads = (f"{axis} channel", "largest |w|", "in σ", "minimum", "maximum", "kurtosis")
+        heads = ("channel", "max |w|", "max / σ", "min", "max", "kurtosis")
         self.channels.caption = f"{axis.capitalize()} channels with the largest weights"
         self.channels.show(heads, lines, picked=self._line_of(self._picked()))
         largest = facts.largest
@@ -294,7 +287,7 @@ class OutliersPanel(FigurePanel):
         figure = histogram_figure(
             Bars(f"channel {channel}", found.edges, found.counts),
             levels=levels,
-            codes=session.grid.codes,
+            codes=self.grid.codes,
             title=title,
             dress=session.theme,
             height=260,

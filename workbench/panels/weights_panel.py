@@ -35,6 +35,7 @@ class WeightsPanel(FigurePanel):
         """Lay out the histogram over occupancy and quantiles."""
         self._shapes: dict[str, Any] = {}
         self._others: list[tuple[str, Sketch]] = []
+        self._others_key: tuple[Any, ...] = ()
         self._normalised: tuple[Any, Any] = (None, None)
         self.axis = choice(
             "Axis", [("weight / its group's absmax", "normalised"), ("weight value", "value")], "normalised"
@@ -95,33 +96,32 @@ class WeightsPanel(FigurePanel):
 
     def _ask_for_others(self) -> None:
         """Ask for the sketches of the compared layers, as the session has its own layer's."""
-        session = self.session
-        names = self._compared()
-        if not names or session.model is None:
-            if self._others:
-                self._others = []
-                self._draw_grid()
+        session, grid, names = self.session, self.grid, self._compared()
+        special = grid if grid.scale_format or grid.integer_zero_point else grid.normalization
+        key = (tuple(names), session.granularity, special) if names and session.model is not None else ()
+        if key == self._others_key:
             return
-        layers = [session.model.layers[name] for name in names]
-        granularity, normalization = session.granularity, session.grid.normalization
-        known = {(name, str(s.granularity), s.normalization): s for name, s in self._others}
+        self._others_key = key
+        if session.model is None or not names:
+            self._others = []
+            self._draw_grid()
+            return
+        layers, granularity = [session.model.layers[name] for name in names], session.granularity
 
         def work(job: Job) -> list[tuple[str, Sketch]]:
-            from workbench.quantization import sketch
+            from workbench.quantization import sketch_for
 
             found = []
             for layer in layers:
                 job.check()
-                at_hand = known.get((layer.name, granularity, normalization))
-                found.append((layer.name, at_hand or sketch(layer, granularity, normalization)))
+                found.append((layer.name, sketch_for(layer, grid, granularity, job.progress)))
             return found
 
         def show(found: list[tuple[str, Sketch]]) -> None:
             self._others = found
             self._draw_grid()
 
-        if [(name, granularity, normalization) for name in names] != list(known):
-            self.compute("compared", work, show, label="reading the compared layers")
+        self.compute("compared", work, show, label="reading the compared layers")
 
     def _compared(self) -> list[str]:
         return [name for name in self.session.compared if name != self.session.layer_name]
@@ -143,7 +143,7 @@ class WeightsPanel(FigurePanel):
         if figure is not None:
             self.draw("histogram", figure)
         if session.sketch is not None and clip is not None:
-            self.draw("occupancy", self._occupancy(clip))
+            self.draw("occupancy", self._occupancy(session.sketch, clip))
 
     def _draw_quantiles(self) -> None:
         layers = [
@@ -166,15 +166,15 @@ class WeightsPanel(FigurePanel):
 
         session = self.session
         if session.scale_rule == "mse" and session.sketch is not None:
-            return best_clip(session.sketch, session.grid).clip
+            return best_clip(session.sketch, self.grid).clip if session.sketch.clips_freely else 1.0
         return session.clip if session.scale_rule == "absmax" else None
 
     def _histogram(self, clip: float | None) -> go.Figure | None:
         from workbench.quantization.normalised import tensor_levels
 
-        session, grid = self.session, self.session.grid
+        session, grid = self.session, self.grid
         if self.axis.value == "normalised":
-            return None if session.sketch is None else self._normalised_histogram(clip)
+            return None if session.sketch is None else self._normalised_histogram(session.sketch, clip)
         found = [(layer.name, self._shapes.get(layer.content_key)) for layer in self._layers()]
         bars = [Bars(name, shape[0].edges, shape[0].counts) for name, shape in found if shape is not None]
         if not bars:
@@ -184,12 +184,12 @@ class WeightsPanel(FigurePanel):
             levels, note = tensor_levels(session.sketch, grid, clip), ""
         return self._bars_figure(bars, levels, "weight value", note)
 
-    def _normalised_histogram(self, clip: float | None) -> go.Figure:
+    def _normalised_histogram(self, sketch: Sketch, clip: float | None) -> go.Figure:
         from workbench.quantization.normalised import normalised_histogram, normalised_levels
 
         session = self.session
-        if self._normalised[0] is not session.sketch:
-            self._normalised = (session.sketch, normalised_histogram(session.sketch, BINS))
+        if self._normalised[0] is not sketch:
+            self._normalised = (sketch, normalised_histogram(sketch, BINS))
         mine = self._normalised[1]
         bars = [Bars(session.layer_name, mine.edges, mine.counts)]
         for name, other in self._others:
@@ -197,9 +197,9 @@ class WeightsPanel(FigurePanel):
             bars.append(Bars(name, counted.edges, counted.counts))
         levels, note = None, "levels not drawn: a percentile scale clips each group differently"
         if clip is not None:
-            levels = normalised_levels(session.grid, clip)
+            levels = normalised_levels(self.grid, clip)
             note = f"levels at the clip {clip:.3f} that is best for all groups" if session.scale_rule == "mse" else ""
-        where = "range" if session.grid.normalization == "range" else "absmax"
+        where = "range" if self.grid.normalization == "range" else "absmax"
         return self._bars_figure(bars, levels, f"weight / {where} of its {_group(session.granularity)}", note)
 
     def _bars_figure(self, bars: list[Bars], levels: Any, x_title: str, note: str) -> go.Figure:
@@ -208,7 +208,7 @@ class WeightsPanel(FigurePanel):
         return histogram_figure(
             bars[0],
             levels=levels,
-            codes=session.grid.codes,
+            codes=self.grid.codes,
             compared=bars[1:],
             log=self.counts.value,
             x_title=x_title,
@@ -217,13 +217,12 @@ class WeightsPanel(FigurePanel):
             height=310,
         )
 
-    def _occupancy(self, clip: float) -> go.Figure:
+    def _occupancy(self, sketch: Sketch, clip: float) -> go.Figure:
         from workbench.quantization import occupancy
 
-        session, grid = self.session, self.session.grid
-        mine = occupancy(session.sketch, grid, clip)
+        session, grid = self.session, self.grid
+        mine = occupancy(sketch, grid, clip)
         others = [(name, occupancy(other, grid, clip).counts) for name, other in self._others]
-        self._entropy = mine.entropy
         return occupancy_figure(
             grid.codes,
             grid.levels,
@@ -245,9 +244,9 @@ class WeightsPanel(FigurePanel):
         found: dict[str, Any] = {"state": session.to_spec(), "axis": self.axis.value}
         clip = self._clip()
         if session.sketch is not None and clip is not None:
-            used = occupancy(session.sketch, session.grid, clip)
-            found["entropy"], found["bits"] = float(used.entropy), session.grid.bits
-            found["codes"] = {int(c): float(n) for c, n in zip(session.grid.codes, used.counts, strict=True)}
+            used = occupancy(session.sketch, self.grid, clip)
+            found["entropy"], found["bits"] = float(used.entropy), self.grid.bits
+            found["codes"] = {int(c): float(n) for c, n in zip(self.grid.codes, used.counts, strict=True)}
         shape = self._shapes.get(session.layer.content_key) if session.layer is not None else None
         if shape is not None:
             found["histogram"] = {"edges": shape[0].edges.tolist(), "counts": shape[0].counts.tolist()}
@@ -258,12 +257,12 @@ class WeightsPanel(FigurePanel):
         """Return Python that counts the same weights in the same bins and codes."""
         session = self.session
         lines = [
-            preamble(session, "best_clip", "sketch") if session.scale_rule == "mse" else preamble(session, "sketch"),
+            preamble(session, "best_clip") if session.scale_rule == "mse" else preamble(session),
             "",
-            "from workbench.quantization import histogram, occupancy, qq_points",
+            "from workbench.quantization import histogram, occupancy, qq_points, sketch_for",
             "from workbench.quantization.normalised import normalised_histogram",
             "",
-            f"pooled = sketch(layer, {session.granularity!r}, grid.normalization)",
+            f"pooled = sketch_for(layer, grid, {session.granularity!r})",
         ]
         clip = "best_clip(pooled, grid).clip" if session.scale_rule == "mse" else repr(session.clip)
         if session.scale_rule in {"absmax", "mse"}:
