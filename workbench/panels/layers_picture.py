@@ -10,21 +10,22 @@ if TYPE_CHECKING:
 
 #: Rows that a picture shows; more would not be read.
 PICTURE_ROWS = 36
-#: dB at which a bar is full, as in the widget: what 8 bits give.
-FULL_BAR = 48.0
+#: dB at which a bar is full, as in the widget.
+FULL_BAR = 40.0
 _ROW = 20
 _NAME, _SHAPE, _SIGMA, _BAR, _NUMBER = 12, 500, 570, 590, 755
 _WIDTH = 770
 
 
 def colour_of(sqnr_db: float) -> str:
-    """Return the bar's colour: Okabe and Ito's vermillion below 10 dB, orange to 20, sky blue to 30, blue above."""
-    from workbench.figures.palette import OKABE_ITO
+    """Return the bar's colour: Okabe and Ito's vermillion at 5 dB, orange at 15, sky blue at 25, blue at 35, mixed between."""
+    from workbench.figures.palette import OKABE_ITO, rgb
 
-    for limit, name in ((10.0, "vermillion"), (20.0, "orange"), (30.0, "sky blue")):
-        if sqnr_db < limit:
-            return OKABE_ITO[name]
-    return OKABE_ITO["blue"]
+    shades = [rgb(OKABE_ITO[name]) for name in ("vermillion", "orange", "sky blue", "blue")]
+    place = min(max((sqnr_db - 5.0) / 10.0, 0.0), 2.999)
+    first, part = int(place), place % 1.0
+    mixed = (round(a + part * (b - a)) for a, b in zip(shades[first], shades[first + 1], strict=True))
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
 
 
 def draw_layers(title: str, layers: Mapping[str, Mapping[str, Any]], dress: str = "light") -> Image.Image:

@@ -4,7 +4,8 @@
  */
 
 const ROW = 26; // px; the style sheet has the same height
-const FULL_BAR = 48; // dB at which the bar is full: what 8 bits give
+const FULL_BAR = 40; // dB
+const SHADES = [[5, "#d55e00"], [15, "#e69f00"], [25, "#56b4e9"], [35, "#0072b2"]]; // Okabe and Ito's, poor to fine
 const STALE_AFTER = 600; // ms after which a number from the grid before is taken off
 
 const COLUMNS = [
@@ -14,13 +15,17 @@ const COLUMNS = [
 	["parameters", "weights", "Number of weights"],
 	["sigma", "max/σ", "Largest weight in standard deviations: how heavy the tails are"],
 	["kurtosis", "kurtosis", "Fourth standardised moment; a Gaussian has 3"],
-	["sqnr", "SQNR ≈ dB", "Signal to quantization noise at the present grid; the bar is full at 48 dB"],
+	["sqnr", "SQNR ≈ dB", "Signal to quantization noise at the present grid; the bar is full at 40 dB"],
 ];
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const decimals = (x) => (Math.abs(x) >= 1000 ? x.toExponential(1) : Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(1));
 const reading = (x) => (x === Infinity ? "∞" : Number.isFinite(x) ? decimals(x) : "");
-const band = (x) => (x < 10 ? "poor" : x < 20 ? "fair" : x < 30 ? "good" : "fine");
+const shade = (x) => {
+	const k = Math.max(0, Math.min(2, Math.floor((x - 5) / 10)));
+	const part = Math.max(0, Math.min(100, 10 * (x - SHADES[k][0])));
+	return `color-mix(in oklab, ${SHADES[k + 1][1]} ${part}%, ${SHADES[k][1]})`;
+};
 
 /** Fold dotted names into a tree; chains with one child become one row, as in a file browser. */
 export function treeOf(names) {
@@ -226,7 +231,9 @@ function render({ model, el }) {
 			cell.append(element("span", "number", "!"));
 			cell.title = failure;
 		} else if (!Number.isNaN(value)) {
-			const strip = element("div", `strip ${band(value)}`, "", { style: `width: ${100 * Math.min(1, Math.max(0.02, value / FULL_BAR))}%` });
+			const strip = element("div", "strip", "", {
+				style: `width: ${100 * Math.min(1, Math.max(0.02, value / FULL_BAR))}%; background: ${shade(value)}`,
+			});
 			const track = element("div", "track");
 			track.append(strip);
 			cell.append(track, element("span", "number", reading(value)));

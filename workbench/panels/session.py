@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.panels import measuring, state
 from workbench.panels.jobs import Job, Worker
 from workbench.panels.spec import read_spec, write_spec
-from workbench.panels.state import Checked, SketchShelf, one_sentence
+from workbench.panels.state import Checked, SketchShelf, one_sentence, weakly
 
 if TYPE_CHECKING:
     from workbench.checkpoints import Layer, Model
@@ -94,7 +94,7 @@ class Session(traitlets.HasTraits):
         self._sweeps = sweep
         self.shelf = SketchShelf()
         super().__init__()
-        self.worker = Worker(_weakly(self._show_progress), _weakly(self.complain))
+        self.worker = Worker(weakly(self._show_progress), weakly(self.complain))
         self._finalizer = weakref.finalize(self, self.worker.close)
         if source is not None:
             self.open(source)
@@ -270,7 +270,7 @@ class Session(traitlets.HasTraits):
             if before is not None and before is not model:
                 # Not here and now: the worker may be reading the old model's file at this moment.
                 self.worker.submit(f"close {id(before)}", lambda _job: _close_quietly(before), priority=0)
-        self.worker.submit("warm", measuring.warm_up, priority=4, label="preparing kernels")
+        self.worker.submit("warm", measuring.warm_up, priority=8, label="preparing kernels")
 
     def _forget_model(self) -> None:
         self.shelf.clear()
@@ -359,7 +359,7 @@ class Session(traitlets.HasTraits):
     def _schedule_sweep(self, delay: float) -> None:
         if self._sweeps and self.model is not None and not self.paused and not self._closed:
             self.worker.submit(
-                "sweep", self._job(measuring.sweep_errors), priority=8, delay=delay, label="errors of all layers"
+                "sweep", self._job(measuring.sweep_errors), priority=7, delay=delay, label="errors of all layers"
             )
 
     def _schedule_statistics(self) -> None:
@@ -401,15 +401,3 @@ def _close_quietly(model: Model | None) -> None:
     with suppress(Exception):
         if model is not None:
             model.close()
-
-
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that calls a bound method as long as its object lives."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*arguments: Any) -> None:
-        alive = reference()
-        if alive is not None:
-            alive(*arguments)
-
-    return call
