@@ -17,6 +17,7 @@ from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from workbench.kernels.codes import as_codes, bits_of, value
+from workbench.kernels.moment_cells import add_moments
 from workbench.kernels.runtime import exclusive, kernel, threads
 
 #: Mantissa bits of a bin in most octaves.
@@ -32,29 +33,17 @@ _BLOCK = 512
 _PARTS = 64
 
 
-def _octaves() -> tuple[np.ndarray, np.ndarray]:
-    """Return, for every biased exponent, the first bin of its octave and the mantissa bits it drops."""
-    first = np.zeros(256, dtype=np.int32)
-    dropped = np.full(256, 31, dtype=np.int32)
-    bins = 1  # bin 0: everything below the lowest octave, and zero itself
-    for exponent in range(_LOWEST, _HIGHEST + 1):
-        kept = MANTISSA_BITS + {125: 1, 126: 2}.get(exponent, 0)
-        first[exponent] = bins
-        dropped[exponent] = 23 - kept
-        bins += 1 << kept
-    first[_HIGHEST + 1 :] = bins - 1  # beyond the last octave: its last bin
-    return first, dropped
-
-
-_FIRST, _DROPPED = _octaves()
-_HALF = int(_FIRST[-1]) + 1
+#: Bins of one octave; octaves below 1/2; bins before [1/2, 1), before [1, 2), and of one sign.
+_OCTAVE = 1 << MANTISSA_BITS
+_QUARTER, _HALF_UNIT, _UNIT = (1 + _OCTAVE * octaves for octaves in (22, 24, 28))
+_HALF = _UNIT + 2 * _OCTAVE
 
 
 def log_borders() -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
     """Return the least and the largest |u| of each logarithmic bin of one sign; the last one is open to infinity."""
     low = [np.zeros(1)]
     for exponent in range(_LOWEST, _HIGHEST + 1):
-        count = 1 << (23 - int(_DROPPED[exponent]))
+        count = _OCTAVE << {125: 1, 126: 2}.get(exponent, 0)
         low.append(np.ldexp(1.0 + np.arange(count) / count, exponent - 127))
     start = np.concatenate(low)
     return start, np.append(start[1:], np.inf)
@@ -62,13 +51,22 @@ def log_borders() -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"
 
 @kernel()
 def _places_log(codes, inverse, place, weight):
-    """Find each weight's bin (times 4: where its moments begin); apart from the look-up all of it vectorizes."""
+    """Find each weight's bin (times 4: where its moments begin); arithmetic without a branch, so that it vectorizes."""
     for j in range(codes.shape[0]):
         w = np.float64(value(codes[j]))
         pattern = bits_of(np.float32(w * inverse))
-        exponent = np.uint32(pattern >> np.int32(23)) & np.uint32(0xFF)
-        k = _FIRST[exponent] + ((pattern & np.int32(0x7FFFFF)) >> _DROPPED[exponent])
-        place[j] = np.int32(4) * (k + (np.int32(_HALF) if pattern < 0 else np.int32(0)))
+        magnitude = pattern & np.int32(0x7FFFFFFF)
+        # Ten mantissa bits and the exponent count bins from the lowest octave on; the octaves [1/4, 1/2) and [1/2, 1)
+        # keep one and two bits more.
+        k = (magnitude >> np.int32(23 - MANTISSA_BITS)) - np.int32(_LOWEST * _OCTAVE - 1)
+        fine = np.int32(_QUARTER) + ((magnitude - np.int32(125 << 23)) >> np.int32(22 - MANTISSA_BITS))
+        finer = np.int32(_HALF_UNIT) + ((magnitude - np.int32(126 << 23)) >> np.int32(21 - MANTISSA_BITS))
+        k = fine if magnitude >= np.int32(125 << 23) else k
+        k = finer if magnitude >= np.int32(126 << 23) else k
+        over = np.int32(_UNIT) + ((magnitude - np.int32(127 << 23)) >> np.int32(23 - MANTISSA_BITS))
+        k = over if magnitude >= np.int32(127 << 23) else k
+        k = min(max(k, np.int32(0)), np.int32(_HALF - 1))
+        place[j] = np.int32(4) * (k + np.int32(_HALF if pattern < np.int32(0) else 0))
         weight[j] = w
 
 
@@ -82,12 +80,7 @@ def _bin_log(codes, scale, place, weight, bins):
         some, there = place[:count], weight[:count]
         _places_log(codes[begin : begin + count], inverse, some, there)
         for j in range(count):
-            k = np.uint32(some[j])
-            w = there[j]
-            bins[k] += 1.0
-            bins[k + np.uint32(1)] += square
-            bins[k + np.uint32(2)] += scale * w
-            bins[k + np.uint32(3)] += w * w
+            add_moments(bins, np.int64(np.uint32(some[j])), square, scale, there[j])
 
 
 @kernel()
@@ -107,11 +100,7 @@ def _bin_linear(codes, scale, offset, place, weight, bins):
             there[j] = w + scale * offset
         for j in range(count):
             k = np.uint32(some[j])
-            su = there[j]
-            bins[k] += 1.0
-            bins[k + np.uint32(1)] += square
-            bins[k + np.uint32(2)] += scale * su
-            bins[k + np.uint32(3)] += su * su
+            add_moments(bins, np.int64(k), square, scale, there[j])
             bins[k + np.uint32(4)] += square * offset
             bins[k + np.uint32(5)] += square * offset * offset
 
