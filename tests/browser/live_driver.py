@@ -91,6 +91,28 @@ class LivePanel:
         self.page.mouse.move(*self.place(key, self.value(key)))
         self.page.mouse.down()
 
+    def sweep(self, key: str, low: float, high: float, *, frames: int = 60) -> float:
+        """Move a slider that is held, one step in each frame, as a fast hand does; return the longest pause in ms.
+
+        The steps are made in the page: between mouse moves that come from this process a slow machine would pause as if
+        the hand rested.
+        """
+        return self.slider(key).evaluate(
+            """async (slider, [low, high, frames]) => {
+                let longest = 0, last = performance.now();
+                for (let i = 0; i <= frames; i++) {
+                    await new Promise(requestAnimationFrame);
+                    slider.value = low + (high - low) * i / frames;
+                    slider.dispatchEvent(new Event('input', {bubbles: true}));
+                    longest = Math.max(longest, performance.now() - last);
+                    last = performance.now();
+                }
+                await new Promise(requestAnimationFrame);
+                return longest;
+            }""",
+            [low, high, frames],
+        )
+
     def redraw_times(self) -> list[float]:
         """Return how long each redraw's script ran, in ms, as the panel measured it."""
         return self.root.evaluate("(root) => [...(root.__redrawMs ?? [])]")
