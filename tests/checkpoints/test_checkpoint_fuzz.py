@@ -197,7 +197,20 @@ quantization_settings = st.fixed_dictionaries(
             ["gptq", "awq", "compressed-tensors", "bitsandbytes", "mxfp4", "fp8", "modelopt"]
         )
     },
-    optional=dict.fromkeys(("bits", "group_size", "weight_block_size", "config_groups", "format", "dynamic", "sparsity_config", "version", "checkpoint_format"), json_values),
+    optional=dict.fromkeys(
+        (
+            "bits",
+            "group_size",
+            "weight_block_size",
+            "config_groups",
+            "format",
+            "dynamic",
+            "sparsity_config",
+            "version",
+            "checkpoint_format",
+        ),
+        json_values,
+    ),
 )
 parts = st.dictionaries(
     st.sampled_from(

@@ -10,8 +10,21 @@ import sys
 import gemma27b
 import pytest
 
+PEAK = """
+import resource
+from pathlib import Path
+
+def peak():
+    # ru_maxrss survives exec: it would tell the size of pytest. VmHWM starts anew with the program.
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+"""
+
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
 from workbench import open_model
 model = open_model(sys.argv[1])
@@ -20,18 +33,17 @@ seconds = time.perf_counter() - start
 assert "torch" not in sys.modules and "transformers" not in sys.modules and "gguf" not in sys.modules
 print(json.dumps({
     "seconds": seconds,
-    "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "megabytes": peak(),
     "layers": len(model), "parameters": model.parameters, "lines": len(text.splitlines()), "text": text,
     "tied": dict(model.tied),
 }))
 """
 
 SKETCH = """
-import json, resource, sys
+import json, sys
 from workbench import open_model, sketch
 model = open_model(sys.argv[1])
 largest = max(model.values(), key=lambda layer: layer.parameters)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 sketch(next(iter(model.find("*.layers.0.self_attn.k_proj"))), cache=False)  # compiles the kernels
 before = peak()
 result = sketch(largest, cache=False)
@@ -53,7 +65,11 @@ def checkpoint(tmp_path_factory):
 def in_fresh_process(program: str, folder) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", PEAK + program, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -11,7 +11,7 @@ from typing import Any
 from workbench.checkpoints import configuration, names
 from workbench.checkpoints.dtypes import is_float
 from workbench.checkpoints.fused import split_fused
-from workbench.checkpoints.layer import Layer, Weights
+from workbench.checkpoints.layer import Kind, Layer, Weights
 from workbench.checkpoints.tensors import StoredTensor, digest
 from workbench.checkpoints.views import StoredRows, TransposedRows
 
@@ -31,6 +31,8 @@ class Entry:
     content_key: str | Callable[[], str]
     conv1d: bool = False
     """The tensor is stored (in, out), as GPT-2's ``Conv1D``."""
+    kind: Kind | None = None
+    """The kind where the source knows it; otherwise name and shape tell."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _digest_later(key: Callable[[], str], part: str) -> str:
 
 
 def _layer(entry: Entry) -> Layer:
-    kind = names.kind_of(entry.name, entry.shape)
+    kind = entry.kind or names.kind_of(entry.name, entry.shape)
     role = names.role_of(entry.name, kind, entry.shape)
     return Layer(entry.name, entry.weights, entry.shape, entry.dtype, kind, role, entry.content_key)
 
@@ -119,7 +121,11 @@ def _is_language_model(config: Mapping[str, Any]) -> bool:
 
 
 def tensor_entries(
-    tensors: Iterable[StoredTensor], config: Mapping[str, Any], *, conv1d: frozenset[str] | None = None
+    tensors: Iterable[StoredTensor],
+    config: Mapping[str, Any],
+    *,
+    conv1d: frozenset[str] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> list[Entry]:
     """Turn plain floating tensors into entries; biases, buffers, integers and single numbers are left out.
 
@@ -128,6 +134,7 @@ def tensor_entries(
         config: the model's configuration.
         conv1d: names of the tensors that are stored (in, out), where the source knows; otherwise the family's and the
             shapes' word is taken.
+        kinds: kinds by tensor name, where the source knows them.
     """
     listed = list(tensors)
     family = configuration.model_type(config)
@@ -143,7 +150,10 @@ def tensor_entries(
         shape = tensor.shape
         if isinstance(weights, TransposedRows):
             shape = (*shape[:-2], shape[-1], shape[-2])
-        entries.append(Entry(name, weights, shape, tensor.word, key, conv1d=swapped))
+        kind = (kinds or {}).get(tensor.name)
+        if kind is None and len(shape) == 1 and tensor.name.endswith(".weight"):
+            kind = "norm"  # what else is one-dimensional and called weight
+        entries.append(Entry(name, weights, shape, tensor.word, key, conv1d=swapped, kind=kind))
     return entries
 
 

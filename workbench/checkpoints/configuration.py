@@ -20,9 +20,8 @@ def section_for(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     vision = any(mark in name for mark in _VISION)
     inner = config.get("vision_config" if vision else "text_config")
     merged = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
-    for extra in ("attn_config", "ffn_config"):
-        if isinstance(config.get(extra), Mapping):
-            merged.update(config[extra])
+    if isinstance(config.get("attn_config"), Mapping):  # MPT, DBRX
+        merged.update(config["attn_config"])
     if isinstance(inner, Mapping):
         if vision:
             merged = {}  # the language model's head counts say nothing about the image tower

@@ -35,8 +35,10 @@ _BLOCKS = frozenset(
         "dbrx",
         "modernbert",
     }
-    | {"nomic_bert", "baichuan", "qwen", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_vl_text", "gguf"}
+    | {"nomic_bert", "baichuan", "qwen", "gguf"}
 )
+_VISION_THIRDS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+"""Families whose image tower (``visual.blocks.0.attn.qkv``) stacks q, k and v in blocks."""
 _PER_HEAD = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon", "fuyu"})
 _PER_GROUP = frozenset({"internlm2"})
 _FALCON = frozenset({"falcon", "RefinedWeb", "RefinedWebModel"})
@@ -62,7 +64,9 @@ def split_fused(name: str, weights: Weights, config: Mapping[str, Any], *, conv1
         return {"gate_proj": _block(weights, 0, half), "up_proj": _block(weights, half, half)}
     if last not in _QKV_NAMES:
         return None
-    if (last == "in_proj_weight" or (last == "c_attn" and conv1d)) and rows == 3 * columns:
+    stacked = last == "in_proj_weight" or (last == "c_attn" and conv1d)
+    tower = last == "qkv" and "visual." in name and config.get("model_type") in _VISION_THIRDS
+    if (stacked or tower) and rows == 3 * columns:
         return _blocks(weights, columns, columns)
     return _split_by_family(weights, family, configuration.section_for(config, name))
 

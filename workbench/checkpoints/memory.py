@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from workbench.checkpoints.dtypes import BFLOAT16, SAFETENSORS_DTYPES
+from workbench.checkpoints.layer import Kind
 from workbench.checkpoints.tensors import ArrayTensor, StoredTensor, bytes_digest, digest
 from workbench.errors import CheckpointError
 
@@ -147,6 +148,8 @@ class ModuleContents:
     """Weights of transformers' ``Conv1D``, stored (in, out)."""
     tied: dict[str, str]
     """Parameter name -> the first name of the same parameter."""
+    kinds: dict[str, Kind]
+    """Kinds by parameter name, as the modules' classes tell them."""
     KNOWN_ENCODED: ClassVar[tuple[str, ...]] = (
         "bitsandbytes",
         "auto_gptq",
@@ -193,7 +196,26 @@ def read_module(module: torch.nn.Module) -> ModuleContents:
         tensors[name] = tensor
     buffers = {name: wrap(name, buffer) for name, buffer in module.named_buffers()}
     tensors.update({name: tensor for name, tensor in buffers.items() if tensor is not None})
-    return ModuleContents(tensors, frozenset(buffers), conv1d, tied)
+    return ModuleContents(tensors, frozenset(buffers), conv1d, tied, _kinds(module))
+
+
+def _kinds(module: torch.nn.Module) -> dict[str, Kind]:
+    """Take the kinds of weights from the classes of the modules that hold them."""
+    kinds: dict[str, Kind] = {}
+    for path, child in module.named_modules():
+        word = type(child).__name__
+        kind: Kind | None = None
+        if "Norm" in word:
+            kind = "norm"
+        elif "Embedding" in word:
+            kind = "embedding"
+        elif word in {"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"}:
+            kind = "linear"
+        elif word in {f"{stem}{size}d" for stem in ("Conv", "ConvTranspose") for size in (1, 2, 3)}:
+            kind = "conv"
+        if kind is not None and "weight" in child._parameters:
+            kinds[f"{path}.weight" if path else "weight"] = kind
+    return kinds
 
 
 def memory_of(tensor: torch.Tensor) -> object:

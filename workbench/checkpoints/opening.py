@@ -145,7 +145,7 @@ def _open_module(module: torch.nn.Module) -> Model:
     decoded = prequantized.decode(contents.tensors, config)
     skipped = decoded.used | contents.buffers
     parameters = [tensor for name, tensor in contents.tensors.items() if name not in skipped]
-    entries = [*tensor_entries(parameters, config, conv1d=contents.conv1d), *decoded.entries]
+    entries = [*tensor_entries(parameters, config, conv1d=contents.conv1d, kinds=contents.kinds), *decoded.entries]
     kept = {entry.name for entry in entries}
     tied = {layer_name(alias): layer_name(name) for alias, name in contents.tied.items()}
     untied = {**config, "tie_word_embeddings": False}  # the module itself says what is shared

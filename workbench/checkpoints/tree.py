@@ -129,10 +129,13 @@ def describe(layer: Layer) -> str:
 
 def short_count(number: int) -> str:
     """Return a count as people say it: ``27.4B``, ``5.8M``, ``12.3k``, ``640``."""
-    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}" if number < 1000 * size else f"{number // size}{letter}"
-    return str(number)
+    if number < 1000:
+        return str(number)
+    for size, letter in ((10**3, "k"), (10**6, "M"), (10**9, "B")):
+        text = f"{number / size:.3g}"
+        if float(text) < 1000:
+            return text + letter
+    return f"{number / 10**12:.3g}T" if number < 999.5e12 else f"{number // 10**12}T"
 
 
 def _rows(node: Tree, indent: str, *, collapse: bool, depth: int) -> Iterator[TreeRow]:
