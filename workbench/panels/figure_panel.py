@@ -126,7 +126,7 @@ def cell(widget: widgets.Widget, least: int = 360, grow: int = 1) -> widgets.Box
 
 def row(*boxes: widgets.Widget) -> widgets.Box:
     """Return a row of cells that wraps."""
-    return widgets.Box(boxes, layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "gap": "8px"})
+    return widgets.Box(boxes, layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "grid_gap": "8px"})
 
 
 def choice(label: str, options: Sequence[str] | Sequence[tuple[str, Any]], value: Any) -> Any:

@@ -104,7 +104,7 @@ class OutliersPanel(FigurePanel):
         self.channels.observe(self._channel_picked, "picked")
         self.alone = alone
         self.alone.layout.display = "none"
-        tables = widgets.VBox([self.weights, self.channels], layout={"gap": "8px", "width": "100%"})
+        tables = widgets.VBox([self.weights, self.channels], layout={"grid_gap": "8px", "width": "100%"})
         self.watch(self._layer_changed, "layer")
         self.watch(self._redraw, "theme")
         self.watch(self._channel_changed, "channel", "grid", "clip", "scale_rule", "granularity", "theme")
