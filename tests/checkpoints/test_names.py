@@ -152,6 +152,14 @@ def test_any_names_can_be_ordered():
     assert sorted(odd, key=names.order_key).index("a.9") < sorted(odd, key=names.order_key).index("a.10")
 
 
+def test_scales_are_no_layers():
+    assert names.is_scale("a.weight_scale")
+    assert names.is_scale("a.self_attn.k_scale")
+    assert names.is_scale("experts.down_proj.weight_scale_inv")
+    assert not names.is_scale("a.layer_scale")
+    assert not names.is_scale("a.logit_scale.weight")
+
+
 def test_layer_names():
     assert names.layer_name("a.b.weight") == "a.b"
     assert names.layer_name("weight") == "weight"

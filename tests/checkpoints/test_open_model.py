@@ -337,6 +337,8 @@ def test_tied_heads_appear_once(tmp_path):
     assert "lm_head" in model
     del repeated["lm_head.weight"]
     assert open_model(save_folder(tmp_path / "once", repeated, config)).tied == {"lm_head": "model.embed_tokens"}
+    lying = repeated | {"lm_head.weight": embedding + 1}
+    assert "lm_head" in open_model(save_folder(tmp_path / "lying", lying, config)).layers
     untied = open_model(
         save_folder(
             tmp_path / "untied", repeated | {"lm_head.weight": torch.ones(10, 4)}, {"tie_word_embeddings": False}

@@ -184,6 +184,10 @@ def test_closing_is_final_and_files_pickle_by_path(tmp_path):
         again = pickle.loads(pickle.dumps(layer))
         assert again.content_key == layer.content_key
     assert np.array_equal(np.asarray(again.weight), np.eye(3))
+    pickled = pickle.dumps(again)
+    (tmp_path / "m.safetensors").touch()
+    with pytest.raises(CheckpointError, match="changed since"):
+        pickle.loads(pickled)
     with pytest.raises(CheckpointError, match="was closed with its model"):
         layer.weight[0]
 

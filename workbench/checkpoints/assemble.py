@@ -98,11 +98,20 @@ def _drop_tied_head(entries: list[Entry], config: Mapping[str, Any], result: Ass
         return
     heads = [entry for entry in entries if _is_head(entry.name) and entry.shape == embedding.shape]
     for head in heads:
-        if head.dtype == embedding.dtype:
+        if head.dtype == embedding.dtype and _may_be_equal(head.weights, embedding.weights):
             entries.remove(head)
             result.tied[head.name] = embedding.name
     if not any(_is_head(entry.name) for entry in entries) and not heads and _is_language_model(config):
         result.tied.setdefault("output" if embedding.name == "token_embd" else "lm_head", embedding.name)
+
+
+def _may_be_equal(one: Weights, other: Weights) -> bool:
+    """Look at a few rows: one that differs proves that a configuration which ties the two does not fit its weights."""
+    rows = one.shape[0]
+    for start, stop in ((0, min(4, rows)), (max(0, rows - 4), rows)):
+        if one.rows(start, stop).tobytes() != other.rows(start, stop).tobytes():
+            return False
+    return True
 
 
 def _is_head(name: str) -> bool:
@@ -159,7 +168,8 @@ def tensor_entries(
 
 def is_layer(tensor: StoredTensor) -> bool:
     """Whether a tensor is a weight: floating, more than one number, neither bias nor buffer."""
-    if not is_float(tensor.dtype) or names.is_buffer(tensor.name) or names.is_bias(tensor.name):
+    name = tensor.name
+    if not is_float(tensor.dtype) or names.is_buffer(name) or names.is_bias(name) or names.is_scale(name):
         return False
     return len(tensor.shape) > 1 or (len(tensor.shape) == 1 and tensor.shape[0] != 1)
 

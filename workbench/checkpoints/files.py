@@ -96,8 +96,18 @@ class CheckpointFile:
         """Close the file; later reads raise."""
         self._finalizer()
 
-    def __reduce__(self) -> tuple[type[CheckpointFile], tuple[Path]]:
-        return (CheckpointFile, (self.path,))
+    def __reduce__(self) -> tuple[object, tuple[Path, str]]:
+        return (_reopen, (self.path, self.identity))
 
     def __repr__(self) -> str:
         return f"CheckpointFile({str(self.path)!r}, {self.size} bytes{', closed' if self.closed else ''})"
+
+
+def _reopen(path: Path, identity: str) -> CheckpointFile:
+    """Open a file again after unpickling, if it is still the same."""
+    file = CheckpointFile(path)
+    if file.identity != identity:
+        file.close()
+        message = f"{path.name!r} changed since its model was pickled; open the model again"
+        raise CheckpointError(message)
+    return file

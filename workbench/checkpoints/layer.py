@@ -90,7 +90,8 @@ class Layer:
     """The stored type as the file names it in words: ``bfloat16``, ``float32``, ``q4_k``, ``gptq-int4``, ..."""
     kind: Kind
     role: str
-    """``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, ``gate_proj``, ``up_proj``, ``down_proj``, ``embedding``, ``head``, or ``""``."""
+    """``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, ``gate_proj``, ``up_proj``, ``down_proj``, ``embedding``, ``head``,
+    ``router``, ``qkv_proj`` and ``gate_up_proj`` (projections that stay fused), or ``""``."""
     content_key: _TextOrRecipe = _TextOrRecipe()
     """Changes when the stored weights change; keys the sketch cache. For weights in memory it is taken when it is read."""
 

@@ -17,6 +17,9 @@ _BUFFERS = re.compile(
     r"|embed_scale|std_bias|std_scale)$"
 )
 _BIAS = re.compile(r"(^|[._])(bias|beta|b|biases)(_ih|_hh|_k|_v)?(_l\d+(_reverse)?)?$|(^|[._])bias_(ih|hh)_l\d+")
+_SCALE = re.compile(
+    r"(^|[._])(weight|input|output|act|activation|q|k|v|kv)_(global_)?(scale|scale_inv|scale_2|zero_point)$|\.SCB$"
+)
 _ATTENTION = re.compile(
     r"(^|\.)(self_attn|self_attention|attn|attention|attentions?|mha|SelfAttention|EncDecAttention|cross_attn|encoder_attn|mixer)\."
 )
@@ -86,6 +89,11 @@ def is_buffer(name: str) -> bool:
 def is_bias(name: str) -> bool:
     """Whether a tensor of this name is a bias."""
     return bool(_BIAS.search(name))
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor of this name belongs to a quantizer: scales and zero points of weights and activations."""
+    return bool(_SCALE.search(name))
 
 
 def layer_name(tensor_name: str) -> str:
