@@ -43,12 +43,10 @@ LAB_SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
 
-# Not ours: JupyterLab probes for files that a fresh settings folder does not have.
+# Not ours: JupyterLab probes for files that a fresh settings folder does not have, Voilà's page asks for web fonts.
 HARMLESS = re.compile(
-    r"favicon|/api/workspaces|Failed to load resource.*(404|403)|ResizeObserver loop|service worker", re.I
+    r"favicon|/api/workspaces|Failed to load resource.*(404|403|[./]font)|ResizeObserver loop|service worker", re.I
 )
-
-
 LATENCY_FILE = "latency.json"
 
 
@@ -214,8 +212,9 @@ class WatchedPage:
         page.on("websocket", self._on_websocket)
 
     def _on_console(self, message: Any) -> None:
-        if message.type == "error" and not HARMLESS.search(f"{message.text} {message.location.get('url', '')}"):
-            self.errors.append(message.text)
+        text = f"{message.text} {message.location.get('url', '')}".strip()
+        if message.type == "error" and not HARMLESS.search(text):
+            self.errors.append(text)
 
     def _on_websocket(self, websocket: Any) -> None:
         if "/channels" in websocket.url:
