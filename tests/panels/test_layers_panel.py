@@ -146,3 +146,15 @@ console.log(JSON.stringify({{ tree: flat(tree), hits: [
         ]
     ]
     assert found["hits"] == [True, True, False, False, False, False]
+
+
+def test_picture_and_page_shade_errors_alike():
+    from workbench.panels.layers_picture import BANDS, colour_of
+
+    source = Path(layers_table_module.__file__).with_suffix(".js").read_text()
+    bands = ", ".join(
+        f'[{"Infinity" if limit == float("inf") else f"{limit:g}"}, "{colour}"]' for limit, colour in BANDS
+    )
+    assert f"const BANDS = [{bands}];" in source
+    assert colour_of(-3.0) == "#d55e00"
+    assert colour_of(float("inf")) == "#0072b2"

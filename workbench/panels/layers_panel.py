@@ -28,6 +28,7 @@ class LayersPanel(Panel):
         self.watch(self._show_picked, "layer_name", "compared")
         self.watch(self._show_errors, "layer_errors", "layer_failures")
         self.watch(self._show_statistics, "layer_statistics")
+        self.body.remove_class("qwb-body")
         self.body.layout.flex = "1 1 auto"
         self._show_model(None)
         return (self.table,)

@@ -17,15 +17,13 @@ _NAME, _SHAPE, _SIGMA, _BAR, _NUMBER = 12, 500, 570, 590, 755
 _WIDTH = 770
 
 
-def colour_of(sqnr_db: float) -> str:
-    """Return the bar's colour: Okabe and Ito's vermillion at 5 dB, orange at 15, sky blue at 25, blue at 35, mixed between."""
-    from workbench.figures.palette import OKABE_ITO, rgb
+#: Upper end in dB and colour of each band of bars: a step for each bit or so; Okabe and Ito's colours and a lighter orange.
+BANDS = ((8.0, "#d55e00"), (14.0, "#e69f00"), (20.0, "#f0c24b"), (28.0, "#56b4e9"), (float("inf"), "#0072b2"))
 
-    shades = [rgb(OKABE_ITO[name]) for name in ("vermillion", "orange", "sky blue", "blue")]
-    place = min(max((sqnr_db - 5.0) / 10.0, 0.0), 2.999)
-    first, part = int(place), place % 1.0
-    mixed = (round(a + part * (b - a)) for a, b in zip(shades[first], shades[first + 1], strict=True))
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
+def colour_of(sqnr_db: float) -> str:
+    """Return the bar's colour, from poor to fine."""
+    return next((colour for limit, colour in BANDS if sqnr_db < limit), BANDS[-1][1])
 
 
 def draw_layers(title: str, layers: Mapping[str, Mapping[str, Any]], dress: str = "light") -> Image.Image:

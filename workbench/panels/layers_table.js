@@ -5,7 +5,7 @@
 
 const ROW = 26; // px; the style sheet has the same height
 const FULL_BAR = 40; // dB
-const SHADES = [[5, "#d55e00"], [15, "#e69f00"], [25, "#56b4e9"], [35, "#0072b2"]]; // Okabe and Ito's, poor to fine
+const BANDS = [[8, "#d55e00"], [14, "#e69f00"], [20, "#f0c24b"], [28, "#56b4e9"], [Infinity, "#0072b2"]]; // about a bit each
 const STALE_AFTER = 600; // ms after which a number from the grid before is taken off
 
 const COLUMNS = [
@@ -19,13 +19,9 @@ const COLUMNS = [
 ];
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-const decimals = (x) => (Math.abs(x) >= 1000 ? x.toExponential(1) : Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(1));
+const decimals = (x) => (Math.abs(x) >= 1000 ? compact.format(x) : Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(1));
 const reading = (x) => (x === Infinity ? "∞" : Number.isFinite(x) ? decimals(x) : "");
-const shade = (x) => {
-	const k = Math.max(0, Math.min(2, Math.floor((x - 5) / 10)));
-	const part = Math.max(0, Math.min(100, 10 * (x - SHADES[k][0])));
-	return `color-mix(in oklab, ${SHADES[k + 1][1]} ${part}%, ${SHADES[k][1]})`;
-};
+const shade = (x) => (BANDS.find(([dB]) => x < dB) ?? BANDS[4])[1];
 
 /** Fold dotted names into a tree; chains with one child become one row, as in a file browser. */
 export function treeOf(names) {
@@ -329,7 +325,7 @@ function render({ model, el }) {
 	view.addEventListener("scroll", paint, { passive: true });
 	const sized = new ResizeObserver(() => {
 		root.classList.toggle("narrow", root.clientWidth < 470);
-		root.classList.toggle("wide", root.clientWidth >= 560);
+		root.classList.toggle("wide", root.clientWidth >= 680);
 		paint();
 	});
 	sized.observe(root);

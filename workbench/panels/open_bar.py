@@ -23,12 +23,12 @@ class OpenBar(Panel):
             placeholder="folder, .safetensors, .gguf, .pt, or Hub id",
             description="Source",
             style={"description_width": "46px"},
-            layout={"flex": "1 1 320px", "width": "auto", "min_width": "200px", "margin": "0"},
+            layout={"flex": "1 1 360px", "width": "auto", "min_width": "320px", "margin": "0"},
         )
         self.open_button = widgets.Button(
             description="Open", tooltip="Open the model at this address", layout=BUTTON_LAYOUT
         )
-        self.summary = widgets.HTML(layout={"flex": "2 1 380px", "min_width": "0", "margin": "0"})
+        self.summary = widgets.HTML(layout={"flex": "1 1 240px", "min_width": "0", "margin": "0"})
         self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
         self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-line")
         self.stop_button = widgets.Button(

@@ -73,7 +73,9 @@ class Panel(widgets.VBox):
         self._code_button.observe(self._toggle_code, "value")
         self._code_view = CodeView(layout={"display": "none", "width": "100%"})
         self._error_line = widgets.HTML(layout={"display": "none", "width": "100%"})
-        self.body = widgets.VBox(layout={"width": "100%", "min_width": "0", "overflow": "visible"})
+        self.body = widgets.VBox(layout={"width": "100%", "min_width": "0", "overflow": "visible"}).add_class(
+            "qwb-body"
+        )
         head = widgets.HBox(
             [self._heading, self.tools, self._code_button],
             layout={"width": "auto", "align_items": "center", "overflow": "visible"},

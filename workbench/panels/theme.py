@@ -23,21 +23,31 @@ STYLE = """
 .qwb .qwb-dim { color: var(--qwb-dim); }
 .qwb .qwb-error { color: var(--jp-error-color0, #b3261e); white-space: normal; line-height: 1.35; margin: 2px 0; }
 .qwb .qwb-error:empty { display: none; }
+.qwb .qwb-errors { font-size: 12px; }
 .qwb .widget-html-content { line-height: 1.4; }
 .qwb-panel { min-width: 0; overflow: visible; }
 .qwb .qwb-row { gap: 8px; }
-.qwb .qwb-stack { gap: 8px; }
 .qwb .qwb-line { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.qwb .qwb-main { display: grid; grid-template-columns: minmax(370px, 5fr) minmax(0, 9fr); gap: 8px; align-items: stretch; }
-.qwb .qwb-main > * { width: auto; max-height: 1100px; }
-.qwb .qwb-main > :last-child { max-height: none; }
-@container (max-width: 900px) { .qwb .qwb-main { grid-template-columns: minmax(0, 1fr); } .qwb .qwb-main > :first-child { height: 420px; } }
+.qwb .qwb-body > * { flex: 0 0 auto !important; }
+.qwb .qwb-bench { container-type: inline-size; gap: 8px; }
+.qwb .qwb-main { display: grid; gap: 8px; grid-template: "layers grid" auto "tabs tabs" auto / minmax(370px, 5fr) minmax(0, 9fr); }
+.qwb .qwb-main > * { width: auto; min-width: 0; margin: 0; overflow: visible; }
+.qwb .qwb-main > :nth-child(1) { grid-area: layers; max-height: 960px; }
+.qwb .qwb-main > :nth-child(2) { grid-area: grid; }
+.qwb .qwb-main > :nth-child(3) { grid-area: tabs; }
+@container (min-width: 1500px) { .qwb .qwb-main { grid-template: "layers grid" auto "layers tabs" 1fr / minmax(370px, 5fr) minmax(0, 9fr); } }
+@container (max-width: 900px) { .qwb .qwb-main { grid-template: "layers" 420px "grid" auto "tabs" auto / minmax(0, 1fr); } }
 .qwb .qwb-card .wb-live, .qwb .qwb-card .wb-live[data-theme] { padding: 4px 0 0; background: transparent; }
+.qwb .wb-live .wb-curves { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
 @container (min-width: 590px) and (max-width: 760px) {
-  .qwb .wb-live .wb-body { grid-template-columns: 228px minmax(0, 1fr); gap: 14px; }
-  .qwb .wb-live form { grid-template-columns: 72px minmax(0, 1fr) 62px; } }
+  .qwb .wb-live .wb-body { grid-template-columns: 252px minmax(0, 1fr); gap: 0 14px; }
+  .qwb .wb-live form { grid-template-columns: 76px minmax(0, 1fr) 62px; grid-row: 1 / span 8; }
+  .qwb .wb-live .wb-views { display: contents; }
+  .qwb .wb-live .wb-views > * { grid-column: 2; }
+  .qwb .wb-live .wb-views > :is(.wb-curves, .wb-key) { grid-column: 1 / -1; margin-top: 6px; } }
 .qwb .qwb-card > .qwb-panel { flex: 1 1 auto; }
 .qwb .qwb-tabs > .widget-tab-contents { border: 1px solid var(--qwb-line); border-radius: 0 0 6px 6px; padding: 8px 10px; overflow: visible; }
+.qwb .qwb-card { overflow: visible; }
 .qwb-card { border: 1px solid var(--qwb-line); border-radius: 6px; padding: 6px 10px 8px; background: var(--qwb-bg); }
 .qwb button.qwb-button, .qwb .qwb-button button, .qwb button.jupyter-button.qwb-button {
   background: var(--qwb-soft); color: var(--qwb-fg); border: 1px solid var(--qwb-line); border-radius: 4px;

@@ -58,18 +58,11 @@ class Workbench(Panel):
         )
         holders = [widgets.VBox(layout={"width": "auto", "min_height": "120px"}) for _ in self._makers]
         self.tabs = widgets.Tab(holders, titles=tuple(name for name, _ in self._makers), selected_index=0)
-        self.tabs.layout.min_width = "0"
         self.tabs.add_class("qwb-tabs")
         self.tabs.observe(self._show_tab, "selected_index")
         _after_the_cell(lambda: self._show_tab(None))
-        left = _card(self.layers)
-        right = widgets.VBox(
-            [_card(self.grid), self.tabs], layout={"flex": "1000 1 620px", "min_width": "0", "gap": "8px"}
-        )
-        left.layout.max_width = "640px"
-        main = widgets.HBox([left, right], layout={"width": "100%", "flex_flow": "row wrap", "gap": "8px"})
-        main.add_class("qwb-main")
-        self.body.layout.gap = "8px"
+        main = widgets.Box([_card(self.layers), _card(self.grid), self.tabs]).add_class("qwb-main")
+        self.body.add_class("qwb-bench")
         return (_card(self.bar), main)
 
     @guarded
@@ -135,10 +128,8 @@ class Workbench(Panel):
             self.session.close()
 
 
-def _card(content: widgets.Widget, **layout: str) -> widgets.VBox:
-    box = widgets.VBox([content], layout={"width": "auto", "overflow": "visible", **layout})
-    box.add_class("qwb-card")
-    return box
+def _card(content: widgets.Widget) -> widgets.VBox:
+    return widgets.VBox([content]).add_class("qwb-card")
 
 
 def _grid_panel(session: Session) -> Panel:
