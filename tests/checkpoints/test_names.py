@@ -133,6 +133,7 @@ ORDERS = [
     ["token_embd", "blk.0.attn_norm", "blk.0.attn_q", "blk.0.attn_output", "blk.0.ffn_norm", "blk.0.ffn_gate", "blk.0.ffn_down", "blk.11.attn_q",
      "output_norm", "output"],
     ["conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2", "layer1.0.downsample.0", "layer2.0.conv1", "fc"],
+    ["stem", "bn", "blocks.1.depthwise", "blocks.1.bn1", "blocks.1.pointwise", "blocks.1.bn2", "blocks.1.shortcut", "blocks.1.bn_shortcut", "head"],
     ["transformer.wte", "transformer.wpe", "transformer.h.0.ln_1", "transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj", "transformer.h.0.ln_2",
      "transformer.h.0.mlp.c_fc", "transformer.h.0.mlp.c_proj", "transformer.h.1.ln_1", "transformer.ln_f"],
     ["embeddings.word_embeddings", "encoder.layer.0.attention.self.query", "encoder.layer.0.attention.output.dense", "encoder.layer.0.intermediate.dense",

@@ -207,6 +207,9 @@ _RANKS: dict[str, int] = {
     **dict.fromkeys(("post_feedforward_layernorm", "post_ffw_norm", "layer_output_norm"), 46),
     **dict.fromkeys(("layers", "h", "blk", "blocks", "block", "layer"), 50),
     "decoder": 55,
+    **dict.fromkeys(("stem", "conv_stem"), 18),
+    **dict.fromkeys(("bn", "bn_stem"), 19),
+    "bn_shortcut": 46,
     **dict.fromkeys(
         (
             "norm",
@@ -225,6 +228,8 @@ _RANKS: dict[str, int] = {
     **dict.fromkeys(("lm_head", "embed_out", "classifier", "score", "fc", "head", "qa_outputs"), 90),
 }
 _MIDDLE = 45
+_SEPARABLE = {"depthwise": 1, "pointwise": 2}
+"""The halves of a separable convolution, placed as conv1 and conv2."""
 _NUMBERED_CONV = re.compile(r"(conv|bn)(\d{1,9})")
 
 
@@ -238,6 +243,8 @@ def _part_key(part: str, depth: int) -> tuple:
     numbered = _NUMBERED_CONV.fullmatch(part)
     if numbered:  # ResNet: conv1 bn1 conv2 bn2
         return (20, ((0, int(numbered[2]), numbered[1].replace("bn", "normalization")),))
+    if part in _SEPARABLE:
+        return (20, ((0, _SEPARABLE[part], "conv"),))
     if part == "output":  # GGUF's head stands at the top, BERT's dense layer inside a block
         return (90 if depth == 0 else 45, natural(part))
     return (_RANKS.get(part, _MIDDLE), natural(part))
