@@ -50,13 +50,15 @@ def _encode(codes, group, scale, offset, table, zero, indices):
 def _decode(indices, group, scale, offset, levels, decoded):
     rows, columns = indices.shape
     shared = scale.shape[0] == 1
-    for row in prange(rows):
-        at = 0 if shared else row
-        for g in range(scale.shape[1]):
-            s = np.float64(scale[at, g])
-            o = offset[at, g]
-            for j in range(g * group, min(columns, (g + 1) * group)):
-                decoded[row, j] = np.float32(s * (levels[indices[row, j]] - o))
+    parts = min(rows, PARTS)
+    for part in prange(parts):
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            at = 0 if shared else row
+            for g in range(scale.shape[1]):
+                s = np.float64(scale[at, g])
+                o = offset[at, g]
+                for j in range(g * group, min(columns, (g + 1) * group)):
+                    decoded[row, j] = np.float32(s * (levels[indices[row, j]] - o))
 
 
 @exclusive

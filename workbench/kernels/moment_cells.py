@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 
-def _add_moments(typing_context, cells, start, square, scale, weight):  # noqa: ANN001, ANN202, ARG001, PLR0917
+def _add_moments(typing_context, cells, start, square, scale, weight):  # noqa: ANN001, ANN202, PLR0917
     """Add (1, square, scale * weight, weight * weight) to cells[start : start + 4].
 
     Written out as LLVM vectors: the compiler leaves four separate additions as they are, which takes three times as
