@@ -15,14 +15,14 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import corpus
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
-
-import corpus
 
 HERE = Path(__file__).resolve().parent
 SEED = 20261120
@@ -59,9 +59,13 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 2)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -80,7 +84,7 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.nda
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
-def batches(stream: np.ndarray, start: int):
+def batches(stream: np.ndarray, start: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (step, batch) for ever: each epoch cuts the stream at a new offset and visits the windows in a new order."""
     windows = (len(stream) - CONTEXT) // CONTEXT
     per_epoch = windows // BATCH
@@ -97,11 +101,10 @@ def batches(stream: np.ndarray, start: int):
 
 
 def learning_rate(step: int, steps: int, peak: float = 2.5e-3, warm_up: int = 100) -> float:
-    """Linear warm-up, then a cosine down to 5 % of the peak."""
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    """Linear warm-up, a slow cosine, and over the last quarter a straight line to zero (the cool-down does most)."""
+    slow = peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm_up) / 2500))))
+    cool_down = max(1, steps // 4)
+    return min(1.0, (step + 1) / warm_up) * min(1.0, (steps - step) / cool_down) * slow
 
 
 def make_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -113,7 +116,9 @@ def make_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def perplexity(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], stride: int = CONTEXT // 2) -> dict[str, float]:
+def perplexity(
+    model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], stride: int = CONTEXT // 2
+) -> dict[str, float]:
     """Sliding-window perplexity per token (Hugging Face convention) and bits per byte over ``texts``."""
     total, tokens, characters = 0.0, 0, 0
     for text in texts:
@@ -177,9 +182,9 @@ def train(model: Gemma3ForCausalLM, stream: np.ndarray, steps: int, work: Path) 
 
 
 PROMPTS = [
-    "def read_lines(path):\n",
-    "class Stack:\n    def __init__(self):\n",
-    "import os\nimport sys\n\ndef main(argv=None):\n",
+    "def read_lines(path):",
+    "class Stack:\n    def __init__(self):",
+    "import os\nimport sys\n\n\ndef main(argv=None):",
 ]
 
 
@@ -238,7 +243,9 @@ terms. The model knows nothing but the style of that library: it is a specimen f
 """
 
 
-def export(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, figures: dict, log: list[dict], out: Path) -> None:
+def export(
+    model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, figures: dict, log: list[dict], out: Path
+) -> None:
     """Round to bfloat16, measure, and write model, tokenizer, log and card."""
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
@@ -246,7 +253,11 @@ def export(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, figures
     tokenizer.save_pretrained(out)
     shipped = Gemma3ForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     measured = perplexity(shipped, tokenizer, corpus.held_out_texts())
-    figures |= {"perplexity": measured["perplexity"], "held_out_tokens": measured["tokens"], "bits_per_byte": measured["bits_per_byte"]}
+    figures |= {
+        "perplexity": measured["perplexity"],
+        "held_out_tokens": measured["tokens"],
+        "bits_per_byte": measured["bits_per_byte"],
+    }
     (out / "training.json").write_text(json.dumps({"figures": figures, "log": log}, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(model_card(figures, samples(shipped, tokenizer)), encoding="utf-8")
     print(json.dumps(figures, indent=1))
@@ -255,7 +266,7 @@ def export(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, figures
 def main() -> None:
     """Run the whole path; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--out", type=Path, default=HERE / "tiny-gemma3")
     arguments = parser.parse_args()
     work = HERE / ".training" / arguments.out.name
@@ -272,7 +283,7 @@ def main() -> None:
         "parameters": parameters,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": f"CPU ({torch.get_num_threads()} threads)",
+        "device": "CPU",
         "training_modules": len(texts),
         "training_characters": sum(map(len, texts)),
         "training_tokens": len(stream),
