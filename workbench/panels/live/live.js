@@ -1,4 +1,4 @@
-/** Weights, a grid on them and its error, redrawn while a slider moves; Python hears of it at rest. */
+/** Weights, a grid on them and its error, redrawn while a slider moves; Python is told at rest. */
 
 // ---- arithmetic of workbench/kernels/query.py; ties at a threshold go up (bins have a width)
 
@@ -38,7 +38,7 @@ export function place({ levels, thresholds, normalization }, clip) {
 	return { levels: levels.map(put), thresholds: thresholds.map(put) };
 }
 
-let mass = 0, first = 0, massOff = 0, firstOff = 0; // beyond's answer; an array per call is slow
+let mass = 0, first = 0, massOff = 0, firstOff = 0; // beyond adds to these
 
 /** Mass and first moment of bin i above t, and how far each may be off. */
 function beyond({ low, high, m0, d1, d2 }, i, t) {
@@ -87,7 +87,7 @@ export function query(sketch, grid, clip) {
 	return { error, bound: slack < error ? slack / (error - slack) : error && Infinity, counts };
 }
 
-/** f on 61 points; its lowest value there and in two zooms. */
+/** f on 61 points; its lowest value, in two zooms. */
 export function lowest(f, low, high) {
 	const xs = [...Array(61).keys()].map((i) => +(low + ((high - low) * i) / 60).toFixed(4)), ys = xs.map((x) => f(x));
 	let y = Math.min(...ys), x = xs[ys.indexOf(y)];
@@ -109,7 +109,7 @@ const db = (x) => (x === Infinity ? "∞ dB" : signs(x.toFixed(2)) + " dB");
 const scientific = (x) => (x > 0 ? x.toExponential(3).replace(/e\+?(.*)/, (_, e) => " × 10" + e.replace(/./g, (d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[d] ?? "⁻")) : "0");
 
 function ticks(low, high, most) {
-	const unit = 10 ** Math.floor(Math.log10((high - low) / most)), step = unit * [1, 2, 5, 10].find((m) => (high - low) / (m * unit) <= most), found = [];
+	const unit = 10 ** Math.floor(Math.log10((high - low) / most)), step = [1, 2, 5, 10].map((m) => m * unit).find((s) => (high - low) / s <= most), found = [];
 	for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9; i++) found.push(+(i * step).toPrecision(6));
 	return found;
 }
@@ -117,9 +117,9 @@ function ticks(low, high, most) {
 // ---- drawing
 
 function sheet(canvas, ink, left, [low, high]) {
-	const { clientWidth: width, clientHeight: height } = canvas, dpr = devicePixelRatio, right = width - 14, c = canvas.getContext("2d");
-	[canvas.width, canvas.height] = [width * dpr, height * dpr];
-	c.scale(dpr, dpr);
+	const dpr = devicePixelRatio, height = canvas.height / dpr, right = canvas.width / dpr - 14, c = canvas.getContext("2d");
+	c.setTransform(dpr, 0, 0, dpr, 0, 0);
+	c.clearRect(0, 0, right + 14, height);
 	c.font = "11px system-ui, 'DejaVu Sans', sans-serif";
 	c.textBaseline = "middle";
 	const X = (x) => left + ((x - low) / (high - low)) * (right - left);
@@ -193,7 +193,7 @@ function drawCurve(canvas, ink, { range, floor, curve, uniform, x, y }) {
 	c.stroke();
 }
 
-// ---- the widget
+// ---- widget
 
 const SPAN = { exponent: [0.05, 2], clip: [0.05, 1] };
 const bytesOf = (view) => view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
@@ -202,11 +202,11 @@ let views = 0;
 function render({ model, el }) {
 	const get = (key) => model.get(key), stop = new AbortController(), s = {};
 	el.innerHTML = get("markup").replaceAll("{id}", `wb-live-${++views}-`);
-	const root = el.firstElementChild, times = (el.__redrawMs = root.__redrawMs = []), all = (name) => [...root.querySelectorAll(`[data-${name}]`)];
-	const fields = all("key"), keys = [...new Set(fields.map((f) => f.dataset.key))], curves = all("curve"), hist = root.querySelector(".wb-hist");
+	const root = el.firstElementChild, times = (root.__redrawMs = []), all = (selector) => [...root.querySelectorAll(selector)];
+	const fields = all("[data-key]"), keys = fields.map((f) => f.dataset.key), canvases = all("canvas"), [hist, ...curves] = canvases;
 	let sketch, catalogue, ink, ready, made, power, memory, frame = 0, timer = 0, held = false, saving = false, dirty = false, spot = null, hint = "";
 
-	const redraw = () => (frame ||= requestAnimationFrame(draw)), reload = () => (sketch = null);
+	const redraw = () => ink && (frame ||= requestAnimationFrame(draw)), reload = () => (sketch = null);
 	const { signal } = stop, listen = (target, types, f) => types.split(" ").forEach((type) => target.addEventListener(type, f, { signal }));
 	const errorAt = (grid) => (clip) => query(sketch, grid, clip).error;
 
@@ -239,11 +239,11 @@ function render({ model, el }) {
 		const badge = sure ? "= " : mse ? "≲ " : "≈ ", { levels, thresholds } = grid ? place(grid, clip) : { levels: [], thresholds: [] };
 		const share = Array.from(answer.counts ?? [], (n) => n / info.count);
 		const dB = decibel(error), rival = decibel(uniform.y), gain = dB - rival, compared = isFinite(gain);
-		const within = (words) => (sure || !known ? "" : range === "asymmetric" ? "zero points not rounded yet" : "± " + words);
+		const within = (words) => (sure || !known ? "" : range === "asymmetric" ? "zero points not rounded" : "± " + words);
 		const [low, high] = info.domain, wide = (high - low) / 256, i = Math.min(255, Math.floor((spot - low) / wide)), n = sketch.histogram[i];
 		const code = spot === null ? -1 : thresholds.filter((t) => t <= spot).length, at = (x) => signs((x * info.span).toPrecision(4));
 		const words = {
-			name: info.name,
+			...info,
 			about: info.waiting || `${info.about} · ${(bits + get("overhead")).toFixed(3)} bits per weight`,
 			sqnr: known ? badge + db(dB) : "…",
 			sqnr_note: within((4.343 * bound).toPrecision(2) + " dB") || (sure ? "exact" : "at rest"),
@@ -254,18 +254,18 @@ function render({ model, el }) {
 			gain: compared ? (gain < 0 ? "" : "+") + db(gain) : "…",
 			gain_note: compared ? part(abs(error / uniform.y - 1)) + (gain < 0 ? " more error" : " less error") : "",
 			hint: hint || get("message"),
-			unit: info.unit,
-			exponent: "best " + made.exponent.x.toFixed(3),
-			clip: "best " + made.clip.x.toFixed(3),
 			readout: spot === null ? "" : `${at(low + i * wide)} to ${at(low + (i + 1) * wide)}: ${n.toLocaleString("en")} weights, ${part(n / info.count)}`
 				+ (ready ? ` · code ${signs(grid.codes?.[code] ?? grid.first + code)}: level ${at(levels[code])}, ${part(share[code])}` : ""),
 		};
-		for (const node of all("out")) if (node.textContent !== words[node.dataset.out]) node.textContent = words[node.dataset.out];
+		for (const name in made) words[name] = "best " + made[name].x.toFixed(3);
+		for (const node of all("[data-out]")) {
+			const text = words[node.dataset.out];
+			if (node.textContent !== text) node.textContent = text;
+		}
 		drawWeights(hist, ink, { ...info, levels, thresholds, share, counts: sketch.histogram, code, spot, log: s.log_counts });
 		const tops = [made.exponent.y, made.clip.y, uniform.y].map(decibel).filter(isFinite), floor = 5 * Math.ceil((Math.max(0, ...tops) + 1) / 5) - 20;
 		for (const canvas of curves) {
-			const name = canvas.dataset.curve, live = ready && !isApart(canvas) && !(mse && name === "clip");
-			canvas.dataset.live = live;
+			const name = canvas.dataset.curve, live = (canvas.dataset.live = ready && !isApart(canvas) && !(mse && name === "clip"));
 			drawCurve(canvas, ink, { range: SPAN[name], floor, curve: made[name], uniform: rival, x: live ? s[name] : null, y: dB });
 		}
 		times.push(performance.now() - start);
@@ -278,14 +278,14 @@ function render({ model, el }) {
 		const known = get("catalogue"), fixed = known[s.family];
 		for (const f of fields) {
 			const key = f.dataset.key, value = key === "bits" && fixed ? fixed.bits : s[key], apart = isApart(f);
-			f.ariaInvalid = false;
+			f.ariaInvalid = !!hint && f === document.activeElement;
 			if (f.type === "checkbox") f.checked = value;
 			else if (f.type !== "number" || f !== document.activeElement) f.value = value?.toFixed ? +value.toFixed(4) : value;
 			if (f.selectedIndex < 0) f.append(new Option(known[value]?.label ?? value, value, true, true));
 			f.disabled = apart || (key === "bits" && fixed) || (key === "clip" && s.scale_rule === "mse");
-			if (f.options) f.hidden = f.labels[0].hidden = apart;
+			if (f.options) f.hidden = f.previousElementSibling.hidden = apart;
 		}
-		for (const button of all("best")) button.disabled = isApart(button);
+		for (const button of all("button")) button.disabled = isApart(button);
 	}
 
 	function flush() {
@@ -301,12 +301,12 @@ function render({ model, el }) {
 		Object.assign(s, patch);
 		[hint, dirty] = [words, true];
 		clearTimeout(timer);
-		timer = setTimeout(flush, held ? 2 * wait : wait);
+		if (!held) timer = setTimeout(flush, wait);
 		show();
 		redraw();
 	}
 
-	/** Python's state comes in, unless the person's hand is on it: theirs is saved soon, and wins. */
+	/** Python's state comes in, unless the person's hand is on it: theirs wins. */
 	function take() {
 		if (!(saving || dirty || held)) for (const key of keys) s[key] = get(key);
 		show();
@@ -315,11 +315,11 @@ function render({ model, el }) {
 
 	function typed({ target: f }) {
 		const key = f.dataset.key, value = f.valueAsNumber, fit = clamp(key === "bits" ? Math.round(value) : value, +f.min, +f.max);
-		if (f.options) return edit({ [key]: f.value, ...(f.value === "mse" && { clip: 1 }) });
+		if (f.value === "mse") s.clip = 1;
+		if (f.options) return edit({ [key]: f.value });
 		if (f.type === "checkbox") return edit({ [key]: f.checked });
 		if (!isNaN(fit)) s[key] = fit;
-		edit({}, 120, fit === value ? "" : `${key} runs from ${f.min} to ${f.max}: ${s[key]} is used`);
-		f.ariaInvalid = fit !== value;
+		edit({}, 120, fit === value ? "" : `${key} runs from ${f.min} to ${f.max}; ${s[key]} is used`);
 	}
 
 	function search(which) {
@@ -334,6 +334,7 @@ function render({ model, el }) {
 		root.dataset.theme = "";
 		const style = getComputedStyle(root), [r, g, b, a = 1] = style.backgroundColor.match(/[\d.]+/g).map(Number);
 		root.dataset.theme = (a ? r + g + b < 384 : system.matches) ? "dark" : "light";
+		for (const c of canvases) [c.width, c.height] = [c.clientWidth * devicePixelRatio, c.clientHeight * devicePixelRatio];
 		ink = new Proxy(style, { get: (_, name) => style.getPropertyValue("--wb-" + name) });
 		redraw();
 	}
@@ -344,8 +345,9 @@ function render({ model, el }) {
 	listen(root, "focusout", () => ((hint = ""), setTimeout(take)));
 	listen(root, "click", ({ target }) => target.dataset.best && ready && search(target.dataset.best));
 	listen(root, "pointerdown", (event) => {
-		held = event.target.matches("[type=range], [data-curve]");
-		event.target.dataset.curve && event.target.setPointerCapture(event.pointerId);
+		const { target, pointerId } = event;
+		held = target.matches("[type=range], [data-curve]");
+		target.dataset.curve && target.setPointerCapture(pointerId);
 		drag(event);
 	});
 	listen(root, "pointermove", (event) => (event.target === hist ? point(hist.toValue(event.offsetX)) : drag(event)));
@@ -358,11 +360,10 @@ function render({ model, el }) {
 	model.on("change:data change:levels change:catalogue change:info", reload);
 	model.on("change", take);
 	listen(system, "change", dress);
-	const theme = new MutationObserver(dress), size = new ResizeObserver(redraw);
+	const theme = new MutationObserver(dress), size = new ResizeObserver(dress);
 	theme.observe(document.body, { attributes: true });
 	size.observe(root);
 	take();
-	dress();
 	return () => {
 		flush();
 		stop.abort();
