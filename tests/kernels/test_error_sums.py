@@ -39,7 +39,7 @@ def scales(w, group, factor, dead, rng):
     st.sampled_from([0.0, 0.5, 7 / 15, 0.123456]),
     st.booleans(),
 )
-def test_sums_and_codes_are_those_of_the_definition(w, text, group, factor, shift, dead):
+def test_sums_and_codes_are_those_of_the_definition(w, text, group, factor, shift, dead):  # noqa: PLR0917
     grid = parse_grid(text)
     scale = scales(w, group, factor, dead, np.random.default_rng(0))
     offset = np.full(scale.shape, shift)

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from workbench.kernels.exact import error_sums
 from workbench.grids import PowerGrid
+from workbench.kernels.exact import error_sums
 from workbench.kernels.runtime import exclusive, lock
 
 
@@ -34,7 +34,9 @@ def test_threads_may_ask_at_once():
     expected = error_sums(w, grid, scale, offset, 256).error
     results = []
     threads = [
-        threading.Thread(target=lambda: results.extend(error_sums(w, grid, scale, offset, 256).error for _ in range(20)))
+        threading.Thread(
+            target=lambda: results.extend(error_sums(w, grid, scale, offset, 256).error for _ in range(20))
+        )
         for _ in range(4)
     ]
     for thread in threads:
