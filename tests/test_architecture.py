@@ -66,9 +66,9 @@ def imports(module: str, *, at_import_time: bool) -> set[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 found.add(full if full in SOURCES else str(node.module))
-        elif at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            return
-        elif isinstance(node, ast.If) and at_import_time and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif (at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)) or (
+            isinstance(node, ast.If) and at_import_time and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
             return
         for child in ast.iter_child_nodes(node):
             visit(child)

@@ -70,5 +70,10 @@ def test_the_two_commands_stand_first_in_the_readme():
 
 def test_no_path_of_one_machine_is_in_the_project():
     stray = re.compile(r"(?<![\w.~])/(?:work|home|root|Users)/\w+/")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / "workbench").rglob("*.py"), ROOT / "pyproject.toml"]:
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *(ROOT / "workbench").rglob("*.py"),
+        ROOT / "pyproject.toml",
+    ]:
         assert not stray.search(path.read_text(encoding="utf-8")), path

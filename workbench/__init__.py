@@ -44,7 +44,7 @@ _HOME_OF = {
     "WorkbenchError": "workbench.errors",
 }
 
-__all__ = [*sorted(_HOME_OF), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from workbench.checkpoints import Layer, Model, open_model

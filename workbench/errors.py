@@ -27,5 +27,5 @@ class QuantizationError(WorkbenchError, ValueError):
     """A tensor cannot be quantized as asked (granularity, scale rule, shape or values)."""
 
 
-class Cancelled(WorkbenchError):
+class Cancelled(WorkbenchError):  # noqa: N818 - no error: the person asked for it
     """The person stopped a long run; what had been finished is kept."""
