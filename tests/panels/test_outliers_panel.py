@@ -54,7 +54,7 @@ def test_a_click_in_a_plot_shows_the_channel_alone(panel: OutliersPanel, weights
     assert panel.wait(60)
     alone = panel.figure("channel")
     assert np.sum(alone.data[0].y) == weights.shape[1]
-    assert panel.alone.layout.display == "block"
+    assert panel.alone.layout.display == "flex"
     used = np.unique(quantize(session.layer, session.grid, "channel").dequantize()[9])
     levels = np.unique(alone.data[1].x)
     assert np.abs(levels[:, None] - used[None, :]).min(axis=0).max() < 1e-6

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from workbench.quantization import Landscape
 
 
 @dataclass(frozen=True)
@@ -22,34 +26,29 @@ class LandscapeMap:
     """dB of the best cell."""
     best: tuple[float, float]
     """(exponent, clip) of the best cell."""
+    badge: str
+    """``≈`` or ``=``."""
 
 
-def landscape_map(
-    exponents: Float[np.ndarray, " exponents"],
-    clips: Float[np.ndarray, " clips"],
-    sqnr_db: Float[np.ndarray, "exponents clips"],
-    span_db: float = 15.0,
-) -> LandscapeMap:
+def landscape_map(found: Landscape, span_db: float = 15.0) -> LandscapeMap:
     """Lay a landscape out with the exponent to the right and the clip upwards.
 
     Args:
-        exponents: of the power grids, ascending.
-        clips: fractions of absmax, ascending.
-        sqnr_db: signal to quantization noise of each pair.
+        found: the landscape, its exponents and clips ascending.
         span_db: how far below the best cell colours still differ.
     """
-    values = np.asarray(sqnr_db, dtype=np.float64).T
+    values = np.asarray(found.sqnr_db, dtype=np.float64).T
     finite = values[np.isfinite(values)]
     high = float(finite.max()) if finite.size else 0.0
     low = max(float(finite.min()), high - span_db) if finite.size else -1.0
-    clip, exponent = np.unravel_index(int(np.nanargmax(values)), values.shape)
     return LandscapeMap(
         values,
-        borders(exponents),
-        borders(clips),
+        borders(found.exponents),
+        borders(found.clips),
         low if low < high else high - 1.0,
         high,
-        (float(exponents[exponent]), float(clips[clip])),
+        found.best,
+        "≈" if found.approximate else "=",
     )
 
 

@@ -81,7 +81,7 @@ class ErrorPanel(FigurePanel):
         self.watch(self._draw_all, "theme")
         self._grid_changed()
         self._sketch_changed()
-        return (self.table, row(bars, cell(landscape, 420)), channels)
+        return (self.table, row(bars, cell(landscape, 420)), row(channels))
 
     # ------------------------------------------------------------------ what follows from a change
 
@@ -136,7 +136,9 @@ class ErrorPanel(FigurePanel):
             self._contest, self._rivals = result
             self._draw_all()
 
-        self.compute("contest", work, show, label=f"trying every grid of {bits} bits on {layer.name}")
+        self.compute(
+            "contest", work, show, label=f"trying every grid of {bits} bits on {layer.name}", priority=6, delay=0.2
+        )
 
     def _budget(self) -> float:
         """Return the bits per weight that the present grid takes on the layer, scales counted."""
@@ -167,7 +169,7 @@ class ErrorPanel(FigurePanel):
             from workbench.quantization import landscape, sketch
 
             found = landscape(sketch(layer, granularity, progress=job.progress), bits, rounding=rounding)
-            return landscape_map(found.exponents, found.clips, found.sqnr_db)
+            return landscape_map(found)
 
         def show(found: LandscapeMap) -> None:
             self._landscape = found
@@ -183,15 +185,16 @@ class ErrorPanel(FigurePanel):
                 high=found.high,
                 best=[exponent, clip],
                 label=label,
+                value_name=f"SQNR {found.badge}",
             )
             self.about_map.value = (
-                f"<b>Every exponent and clip</b> of {bits}-bit power grids, ≈ from the sketch. Drag the marker, or move "
+                f"<b>Every exponent and clip</b> of {bits}-bit power grids, {found.badge} from the sketch. Drag the marker, or move "
                 f"it by the arrow keys; Home goes to the best (×): {found.high:.2f} dB at exponent {exponent:.3f}, "
                 f"clip {clip:.3f}."
             )
             self._place_marker()
 
-        self.compute("landscape", work, show, label=f"landscape of {layer.name}")
+        self.compute("landscape", work, show, label=f"landscape of {layer.name}", priority=5, delay=0.1)
 
     def _place_marker(self) -> None:
         from workbench.grids import PowerGrid

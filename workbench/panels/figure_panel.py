@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets as widgets
 
+from workbench.errors import Cancelled
 from workbench.panels.panel import Panel
 from workbench.panels.plot_view import PlotView
 from workbench.panels.snapshot import Snapshot
@@ -52,30 +53,39 @@ class FigurePanel(Panel):
         """Call ``handler(customdata)`` when a point of the figure is clicked."""
         self._views[name].on_point(handler)
 
-    def compute(self, kind: str, work: Callable[[Job], Any], show: Callable[[Any], None], *, label: str = "") -> None:
+    def compute(
+        self,
+        kind: str,
+        work: Callable[[Job], Any],
+        show: Callable[[Any], None],
+        *,
+        label: str = "",
+        priority: int = 3,
+        delay: float = 0.0,
+    ) -> None:
         """Run ``work(job)`` on the session's worker and ``show(result)`` after it; the latest of a kind wins.
 
-        The kind is the panel's own: two panels of one class do not push each other's work away.
+        The kind is the panel's own: two panels of one class do not push each other's work away. ``show`` runs with the
+        session's lock held. What takes long goes behind the session's exact error (priority 2) and waits ``delay``
+        seconds for the person to come to rest.
         """
 
-        def shown(result: Any) -> None:
-            if not self._is_closed:
-                try:
-                    show(result)
-                except Exception as error:  # on the worker nobody else would tell the person
-                    self.show_error(error, kind)
-
-        def worked(job: Job) -> Any:
+        def run(job: Job) -> None:
             try:
                 result = work(job)
-            except Exception as error:
-                if not job.stale and not self._is_closed:
-                    self.show_error(error, kind)
+                with self.session.lock:
+                    job.check()
+                    if not self._is_closed:
+                        show(result)
+            except Cancelled:
                 raise
-            self.clear_error(kind)
-            return result
+            except Exception as error:  # on the worker nobody else would tell the person
+                if not self._is_closed:
+                    self.show_error(error, kind)
+            else:
+                self.clear_error(kind)
 
-        self.session.background(self._kind(kind), worked, shown, label=label)
+        self.session.worker.submit(self._kind(kind), run, priority=priority, delay=delay, label=label)
 
     def wait(self, timeout: float = SNAPSHOT_PATIENCE) -> bool:
         """Block until what the panel shows is computed; False when ``timeout`` seconds passed first."""

@@ -102,14 +102,14 @@ class OutliersPanel(FigurePanel):
         self.channels = TableView(caption="Largest channels", pickable=True, max_height=170)
         self.weights.observe(self._weight_picked, "picked")
         self.channels.observe(self._channel_picked, "picked")
-        self.alone = alone
+        self.alone = row(alone)
         self.alone.layout.display = "none"
         tables = widgets.VBox([self.weights, self.channels], layout={"grid_gap": "8px", "width": "100%"})
         self.watch(self._layer_changed, "layer")
         self.watch(self._redraw, "theme")
         self.watch(self._channel_changed, "channel", "grid", "clip", "scale_rule", "granularity", "theme")
         self._layer_changed()
-        return (row(ranges, kurtosis), row(cell(self.map, 440, 3), cell(tables, 300, 2)), alone)
+        return (row(ranges, kurtosis), row(cell(self.map, 440, 3), cell(tables, 300, 2)), self.alone)
 
     # ------------------------------------------------------------------ what follows from a change
 
@@ -293,7 +293,7 @@ class OutliersPanel(FigurePanel):
             height=260,
         )
         self.draw("channel", figure)
-        self.alone.layout.display = "block"
+        self.alone.layout.display = "flex"
 
     def _line_of(self, channel: int) -> int:
         """Return the line of the channels' table that shows a channel, or -1."""

@@ -56,7 +56,7 @@ class WeightsPanel(FigurePanel):
         self.watch(self._draw_all, "theme")
         self._layers_changed()
         self._grid_changed()
-        return (boxes["histogram"], row(boxes["occupancy"], boxes["quantiles"]))
+        return (row(boxes["histogram"]), row(boxes["occupancy"], boxes["quantiles"]))
 
     # ------------------------------------------------------------------ what follows from a change
 
