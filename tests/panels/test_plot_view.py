@@ -62,3 +62,19 @@ def test_a_closed_library_is_replaced() -> None:
         first.close()
     plot_view.share_library()
     assert plot_view._library is not first
+
+
+def test_panels_leave_no_widget_behind(session) -> None:
+    from ipywidgets.widgets import widget
+
+    from workbench.panels import ErrorPanel, OutliersPanel, WeightsPanel
+
+    session.select("model.layers.0.mlp.up_proj")
+    kept = []
+    for _ in range(2):
+        for kind in (WeightsPanel, OutliersPanel, ErrorPanel):
+            panel = kind(session)
+            assert panel.wait(120)
+            panel.close()
+        kept.append(len(widget._instances))
+    assert kept[0] == kept[1]

@@ -67,8 +67,12 @@ class OutliersPanel(FigurePanel):
         self._setting = 0
         self.axis = choice("Channels", [("output (rows)", "output"), ("input (columns)", "input")], "output")
         self.axis.observe(self._axis_changed, "value")
-        self.none = widgets.Button(description="All channels", tooltip="Let go of the picked channel", disabled=True)
-        self.none.layout = widgets.Layout(width="auto", height="26px")
+        self.none = widgets.Button(
+            description="All channels",
+            tooltip="Let go of the picked channel",
+            disabled=True,
+            layout={"width": "auto", "height": "26px"},
+        )
         self.none.add_class("qwb-button")
         self.none.on_click(lambda _: self._pick(-1))
         self.tools.children = (self.axis, self.none)
