@@ -49,7 +49,7 @@ def test_it_answers_exactly_for_the_state_that_the_page_sent(live, weight):
 @pytest.mark.parametrize("family", ["nf4", "e4m3", "mxfp4", "nvfp4", "log", "apot", "k-means"])
 def test_every_family_is_measured(live, weight, family):
     live.set_state({"family": family, "granularity": "group:16"})
-    assert live.message == ""
+    assert ("rounds each block's scale" in live.message) is (live.grid.scale_format is not None)
     answered(live, exact_error(weight, live.grid, granularity="group:16"))
 
 
@@ -57,6 +57,7 @@ def test_every_family_is_measured(live, weight, family):
 def test_every_scale_rule_is_measured(live, weight, rule):
     live.set_state({"scale_rule": rule})
     answered(live, exact_error(weight, live.grid, scale=rule))
+    assert ("differ from group to group" in live.message) is (rule != "mse")
 
 
 def test_a_sketch_alone_answers_approximately_and_says_what_it_cannot(weight):

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from workbench.panels.code import preamble
 from workbench.panels.live import LiveGrid
-from workbench.panels.live.answers import Source, about, browser_sketch
+from workbench.panels.live.answers import Source, about, browser_sketch, why_not_live
 from workbench.panels.live.widget import STATE
 from workbench.panels.panel import Panel, guarded
 from workbench.panels.snapshot import Snapshot
@@ -109,6 +109,7 @@ class GridPanel(Panel):
             live.granularity = session.granularity
             live.scale_rule = session.scale_rule
             live.clip = session.clip
+            live.message = why_not_live(self.grid, session.scale_rule)
             self._told = live.state
             if session.layer is not None:
                 from workbench.quantization import bits_per_weight

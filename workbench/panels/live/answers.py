@@ -93,6 +93,17 @@ def browser_sketch(sketch: Sketch) -> bool:
     return sketch.clips_freely and sketch.scale_format == "float32" and not sketch.zero_steps
 
 
+def why_not_live(grid: Grid, scale_rule: str) -> str:
+    """Return why only Python can measure a grid under a scale rule; empty where the browser's sketch tells as well."""
+    if grid.scale_format:
+        return (
+            f"{grid.label} rounds each block's scale to {grid.scale_format}, so its levels differ from block to block."
+        )
+    if scale_rule.startswith("percentile"):
+        return "A percentile keeps another share of each group, so the levels differ from group to group."
+    return ""
+
+
 def about(shape: tuple[int, ...], dtype: Any) -> str:
     """Return ``4096 × 4096 · bfloat16``."""
     return f"{' × '.join(map(str, shape))} · {dtype}"

@@ -1,4 +1,4 @@
-/** Weights, a grid on them and its error, redrawn while a slider moves; Python is told at rest. */
+/** Weights, a grid on them and its error, redrawn as a slider moves; Python is told at rest. */
 
 // ---- arithmetic of workbench/kernels/query.py; ties at a threshold go up (bins have a width)
 
@@ -32,7 +32,7 @@ export function gridOf({ family, bits, exponent, rounding, range }, catalogue) {
 	return { first, levels, thresholds: levels.slice(1).map((_, k) => border(k)), normalization };
 }
 
-/** Clip shrinks a grid about 0, an asymmetric one about its middle. */
+/** Clip shrinks a grid about 0, or about the middle of a range. */
 export function place({ levels, thresholds, normalization }, clip) {
 	const about = normalization === "range" ? (1 - clip) / 2 : 0, put = (x) => about + clip * x;
 	return { levels: levels.map(put), thresholds: thresholds.map(put) };
@@ -59,8 +59,7 @@ function beyond({ low, high, m0, d1, d2 }, i, t) {
 
 /** Squared error over energy, its relative bound, weights per code. */
 export function query(sketch, grid, clip) {
-	const { low, high, n, m0, N, S0, S1, S2, size } = sketch, { levels, thresholds } = place(grid, clip), last = thresholds.length;
-	const counts = new Float64Array(levels.length);
+	const { low, high, n, m0, N, S0, S1, S2, size } = sketch, { levels, thresholds } = place(grid, clip), last = thresholds.length, counts = [];
 	let home = 0, slack = 0, before = 0;
 	while (home < last && thresholds[home] <= 0) home++;
 	let error = S2[size] - 2 * levels[home] * S1[size] + levels[home] ** 2 * S0[size];
@@ -184,7 +183,7 @@ function drawCurve(canvas, ink, { range, floor, curve, uniform, x, y }) {
 	axis(base);
 	level(Y(uniform), ink.uniform, 1.5, [6, 4]);
 	line(curve.xs.map((v, i) => [X(v), Y(decibel(curve.ys[i]))]), ink.levels, 2);
-	upright(X(curve.x), Y(decibel(curve.y)), base, ink.best, 1.5, [2, 3]);
+	if (curve.xs[0]) upright(X(curve.x), Y(decibel(curve.y)), base, ink.best, 1.5, [2, 3]);
 	if (x === null) return;
 	line([], ink.ink, 1.5);
 	c.arc(X(x), Y(y), 6.5, 0, 7);
@@ -196,7 +195,7 @@ function drawCurve(canvas, ink, { range, floor, curve, uniform, x, y }) {
 // ---- widget
 
 const SPAN = { exponent: [0.05, 2], clip: [0.05, 1] };
-const bytesOf = (view) => view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
+const bytesOf = ({ buffer, byteOffset: start, byteLength: size }) => buffer.slice(start, start + size);
 let views = 0;
 
 function render({ model, el }) {
@@ -207,7 +206,7 @@ function render({ model, el }) {
 	let sketch, catalogue, ink, ready, made, power, memory, frame = 0, timer = 0, held = false, saving = false, dirty = false, spot = null, hint = "";
 
 	const redraw = () => ink && (frame ||= requestAnimationFrame(draw)), reload = () => (sketch = null);
-	const { signal } = stop, listen = (target, types, f) => types.split(" ").forEach((type) => target.addEventListener(type, f, { signal }));
+	const listen = (target, types, f) => types.split(" ").forEach((type) => target.addEventListener(type, f, { signal: stop.signal }));
 	const errorAt = (grid) => (clip) => query(sketch, grid, clip).error;
 
 	function load() {
@@ -228,15 +227,15 @@ function render({ model, el }) {
 		ready = !!grid && !info.waiting && !grid.still && sketch.size > 0 && info.granularity === s.granularity
 			&& info.normalization === grid.normalization && !s.scale_rule.startsWith("percentile");
 		const { range } = info, uniform = (memory["u" + bits] ??= lowest(errorAt(gridOf({ family: "uniform", bits, range })), ...SPAN.clip));
-		made = { clip: { ...uniform, xs: [], ys: [] } };
-		made.exponent = made.clip;
+		const none = { ...uniform, xs: [], ys: [] };
+		made = { exponent: none, clip: none };
 		if (ready) made.clip = memory[[s.family, bits, s.exponent, s.rounding, s.range]] ??= lowest(errorAt(grid), ...SPAN.clip);
 		const clip = ready && mse ? made.clip.x : s.clip;
 		if (range !== "asymmetric") made.exponent = memory[[bits, clip, s.rounding]] ??= lowest((a) => power(a)(clip), ...SPAN.exponent);
 
 		const told = Object.keys(exact.state).every((k) => exact.state[k] === s[k]) && exact, answer = ready && query(sketch, grid, clip);
 		const { error, bound, approximate = true } = told || answer || {}, known = error !== undefined, sure = known && !approximate;
-		const badge = sure ? "= " : mse ? "≲ " : "≈ ", { levels, thresholds } = grid ? place(grid, clip) : { levels: [], thresholds: [] };
+		const badge = sure ? "= " : mse ? "≲ " : "≈ ", { levels, thresholds } = ready ? place(grid, clip) : { levels: [], thresholds: [] };
 		const share = Array.from(answer.counts ?? [], (n) => n / info.count);
 		const dB = decibel(error), rival = decibel(uniform.y), gain = dB - rival, compared = isFinite(gain);
 		const within = (words) => (sure || !known ? "" : range === "asymmetric" ? "zero points not rounded" : "± " + words);
@@ -257,11 +256,12 @@ function render({ model, el }) {
 			readout: spot === null ? "" : `${at(low + i * wide)} to ${at(low + (i + 1) * wide)}: ${n.toLocaleString("en")} weights, ${part(n / info.count)}`
 				+ (ready ? ` · code ${signs(grid.codes?.[code] ?? grid.first + code)}: level ${at(levels[code])}, ${part(share[code])}` : ""),
 		};
-		for (const name in made) words[name] = "best " + made[name].x.toFixed(3);
+		for (const name in made) words[name] = made[name].xs[0] ? "best " + made[name].x.toFixed(3) : "";
 		for (const node of all("[data-out]")) {
 			const text = words[node.dataset.out];
 			if (node.textContent !== text) node.textContent = text;
 		}
+		for (const button of all("button")) button.disabled = !ready || isApart(button);
 		drawWeights(hist, ink, { ...info, levels, thresholds, share, counts: sketch.histogram, code, spot, log: s.log_counts });
 		const tops = [made.exponent.y, made.clip.y, uniform.y].map(decibel).filter(isFinite), floor = 5 * Math.ceil((Math.max(0, ...tops) + 1) / 5) - 20;
 		for (const canvas of curves) {
@@ -269,7 +269,7 @@ function render({ model, el }) {
 			drawCurve(canvas, ink, { range: SPAN[name], floor, curve: made[name], uniform: rival, x: live ? s[name] : null, y: dB });
 		}
 		times.push(performance.now() - start);
-		if (times.length > 2000) times.shift();
+		if (times.length > 2e3) times.shift();
 	}
 
 	const isApart = ({ dataset: { only } }) => only && only !== s.family;
@@ -281,11 +281,10 @@ function render({ model, el }) {
 			f.ariaInvalid = !!hint && f === document.activeElement;
 			if (f.type === "checkbox") f.checked = value;
 			else if (f.type !== "number" || f !== document.activeElement) f.value = value?.toFixed ? +value.toFixed(4) : value;
-			if (f.selectedIndex < 0) f.append(new Option(known[value]?.label ?? value, value, true, true));
+			if (f.selectedIndex < 0) f.add(new Option(known[value]?.label ?? value, value, true, true));
 			f.disabled = apart || (key === "bits" && fixed) || (key === "clip" && s.scale_rule === "mse");
 			if (f.options) f.hidden = f.previousElementSibling.hidden = apart;
 		}
-		for (const button of all("button")) button.disabled = isApart(button);
 	}
 
 	function flush() {
@@ -329,7 +328,7 @@ function render({ model, el }) {
 		edit({ exponent, clip: along(power(exponent)).x });
 	}
 
-	/** Light or dark: the page's own ground, else the system. */
+	/** Light or dark: the page's ground, else the system. */
 	function dress() {
 		root.dataset.theme = "";
 		const style = getComputedStyle(root), [r, g, b, a = 1] = style.backgroundColor.match(/[\d.]+/g).map(Number);
@@ -343,7 +342,7 @@ function render({ model, el }) {
 	const point = (u) => ((spot = u), redraw()), system = matchMedia("(prefers-color-scheme: dark)");
 	listen(root, "input", typed);
 	listen(root, "focusout", () => ((hint = ""), setTimeout(take)));
-	listen(root, "click", ({ target }) => target.dataset.best && ready && search(target.dataset.best));
+	listen(root, "click", ({ target }) => target.dataset.best && search(target.dataset.best));
 	listen(root, "pointerdown", (event) => {
 		const { target, pointerId } = event;
 		held = target.matches("[type=range], [data-curve]");

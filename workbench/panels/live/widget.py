@@ -14,7 +14,7 @@ import traitlets
 
 from workbench.errors import WorkbenchError
 from workbench.panels.live import families, transport
-from workbench.panels.live.answers import Source
+from workbench.panels.live.answers import Source, why_not_live
 
 if TYPE_CHECKING:
     import os
@@ -244,7 +244,7 @@ class LiveGrid(anywidget.AnyWidget):
                 report = source.measure(grid, self.granularity, self.scale_rule, self.clip)
                 if state == self.state:
                     self.show_exact(report, state)
-            self.message = ""
+            self.message = why_not_live(grid, self.scale_rule)
         except WorkbenchError as error:
             self.message = str(error)
 
