@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from harness import LabPage
 from live_driver import LivePanel
+from playwright.sync_api import expect
 
 import workbench
 from workbench.resources import demo_path
@@ -188,6 +189,13 @@ def test_approximate_numbers_agree_with_exact_ones(bench, layers):
     assert bench.live.mse().value == pytest.approx(approximate.value, rel=5e-3)
 
 
+def shown_code(panel) -> str:
+    """Return the Python that a panel shows, once it is there."""
+    shown = panel.locator("pre").first
+    expect(shown).to_contain_text("import")
+    return shown.inner_text()
+
+
 def test_the_code_button_gives_python_that_gives_the_same_number(bench, layers):
     bench.pick(layers[0])
     bench.live.drag("exponent", 0.6)
@@ -195,7 +203,7 @@ def test_the_code_button_gives_python_that_gives_the_same_number(bench, layers):
     panel = bench.panel("Grid")
     button = panel.get_by_role("button", name="Code", exact=True)
     button.click()
-    code = panel.locator("pre").first.inner_text()
+    code = shown_code(panel)
     button.click()
     namespace: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -211,7 +219,7 @@ def test_every_panel_has_a_code_button_whose_python_compiles(bench):
         button = panel.get_by_role("button", name="Code", exact=True).first
         button.scroll_into_view_if_needed()
         button.click()
-        code = panel.locator("pre").first.inner_text()
+        code = shown_code(panel)
         button.click()
         compile(code, title, "exec")
         assert "open_model" in code
