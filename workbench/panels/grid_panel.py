@@ -17,6 +17,7 @@ from workbench.panels.panel import Panel, guarded
 from workbench.panels.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from workbench.checkpoints import Layer
     from workbench.grids import Grid
     from workbench.panels.jobs import Job
     from workbench.quantization import ErrorReport, Sketch
@@ -40,10 +41,11 @@ class GridPanel(Panel):
         self._told: dict[str, Any] = {}
         self._fitted_on: tuple[Any, ...] = ()
         self._shown: Sketch | None = None
+        self._layer: Layer | None = None
         self.live.observe(self._take_from_page, STATE)
         self.watch(self._show_state, "grid", "granularity", "scale_rule", "clip")
         self.watch(self._show_sketch, "layer", "sketch", "grid")
-        self.watch(self._show_answer, "exact", "report", "sketch")
+        self.watch(self._show_answer, "exact", "report")
         self._show_state()
         self._show_sketch()
         self._show_answer()
@@ -122,6 +124,9 @@ class GridPanel(Panel):
         """Give the page the layer's sketch, or say that it is on its way."""
         session, live = self.session, self.live
         layer, sketch = session.layer, session.sketch
+        if layer is not self._layer:
+            self._layer = layer
+            live.show_exact(None)
         if layer is None:
             live.forget_codebooks()
             live.show_waiting("open a model and pick a layer", "")
@@ -159,9 +164,18 @@ class GridPanel(Panel):
 
     @guarded
     def _show_answer(self, _change: Any = None) -> None:
-        """Show the exact error, or until it is there what the session's finer sketch says."""
-        with self.session.lock:
-            self.live.show_exact(self.answer, self._told)
+        """Show the exact error; before that, the sketch's, where the browser cannot tell by itself.
+
+        An answer carries the state that it belongs to, so a new state needs no taking back: the page ignores what does
+        not fit. Only another layer's answer could be mistaken, and goes with its sketch.
+        """
+        session = self.session
+        with session.lock:
+            report = session.exact
+            if report is None and why_not_live(self.grid, session.scale_rule):
+                report = session.report
+            if report is not None:
+                self.live.show_exact(report, self._told)
 
     @property
     def grid(self) -> Grid:
