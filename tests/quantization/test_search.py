@@ -98,6 +98,16 @@ def test_never_worse_than_the_grid(granularity, bits, clip):
     assert found.coarse.shape == (len(EXPONENTS), len(CLIPS) if clip == "joint" else 1)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_joint_search_is_never_worse_than_the_choices_it_contains(bits, seed):
+    rng = np.random.default_rng(seed)
+    made = sketch((rng.standard_t(3 + seed, size=(32, 96)) * 0.05).astype(np.float32), "channel")
+    joint = search_exponent(made, bits, clip="joint")
+    assert joint.mse <= search_exponent(made, bits).mse
+    assert joint.mse <= best_clip(made, UniformGrid(bits=bits)).mse
+
+
 def test_one_exponent_for_several_layers_minimises_the_named_objective():
     rng = np.random.default_rng(0)
     layers = {"a": rng.standard_normal((64, 128)) * 5, "b": rng.laplace(size=(32, 256)) * 0.1}

@@ -166,6 +166,13 @@ def search_exponent(  # noqa: PLR0917 - the words of the call, in the order they
                 (best[0], math.log(best[1])),
                 (0.02, -math.log(CLIPS[-1] / CLIPS[-2])),
             )
+            # The simplex may stop on a ledge. Two lines contain what else people try, so that joint is never worse:
+            # every exponent without clipping, and the uniform grid (exponent 1) at every clip.
+            free = float(EXPONENTS[np.argmin(coarse[:, -1])])
+            golden_section(lambda exponent: value(exponent, 1.0), free - 0.02, free + 0.02, 5e-5)
+            at_one = int(np.argmin(coarse[int(np.argmin(np.abs(EXPONENTS - 1.0)))]))
+            lower, upper = clips[max(at_one - 1, 0)], clips[min(at_one + 1, len(clips) - 1)]
+            golden_section(lambda at: value(1.0, at), float(lower), float(upper), 1e-4)
         else:
             golden_section(lambda exponent: value(exponent, best[1]), best[0] - 0.02, best[0] + 0.02, 5e-5)
         best = min([best, *asked], key=lambda entry: entry[2])
