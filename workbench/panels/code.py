@@ -19,9 +19,9 @@ class CodeView(anywidget.AnyWidget):
     _esm = """
     function render({ model, el }) {
       el.classList.add("qwb-code");
-      el.dataset.lmSuppressShortcuts = "true";   // in command mode JupyterLab would take Ctrl+C and arrows for itself
       const text = document.createElement("pre");
       text.tabIndex = 0;
+      text.dataset.lmSuppressShortcuts = "true";   // in command mode JupyterLab would take Ctrl+C and arrows for itself
       text.setAttribute("aria-label", "Python code that gives the same result");
       const button = document.createElement("button");
       button.type = "button";

@@ -67,15 +67,15 @@ const element = (tag, className = "", text = "", attributes = {}) => {
 
 function render({ model, el }) {
 	const id = `qwb-layers-${Math.random().toString(36).slice(2)}`;
-	// Arrows, Enter and letters are ours, not the notebook's.
-	const root = element("div", "qwb qwb-layers", "", { "data-lm-suppress-shortcuts": "true" });
+	const root = element("div", "qwb qwb-layers");
 	const search = element("input", "", "", {
 		type: "search", placeholder: "Search layers: attn, *.down_proj", "aria-label": "Search layers by name, kind or role", "aria-controls": id,
 	});
 	const count = element("span", "qwb-dim", "", { role: "status" });
 	const bar = element("div", "bar");
 	const grid = element("div", "grid", "", {
-		id, tabindex: 0, role: "treegrid", "aria-label": "Layers: Enter picks, Space compares", "aria-multiselectable": "true",
+		id, tabindex: 0, role: "treegrid", "data-lm-suppress-shortcuts": "true",
+		"aria-label": "Layers: Enter picks, Space compares", "aria-multiselectable": "true",
 	});
 	const head = element("div", "row head", "", { role: "row" });
 	const view = element("div", "view", "", { role: "presentation" });

@@ -1,4 +1,4 @@
-"""Light or dark: what the page shows, known to Python."""
+"""The page around the panels: their style sheet, light or dark, and whose keys are whose."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ STYLE = """
 .qwb .qwb-main > :nth-child(3) { grid-area: tabs; }
 @container (min-width: 1500px) { .qwb .qwb-main { grid-template: "layers grid" auto "layers tabs" 1fr / minmax(370px, 5fr) minmax(0, 9fr); } }
 @container (max-width: 900px) { .qwb .qwb-main { grid-template: "layers" 420px "grid" auto "tabs" auto / minmax(0, 1fr); } }
-.qwb .qwb-card .wb-live, .qwb .qwb-card .wb-live[data-theme] { padding: 4px 0 0; background: transparent; }
+.qwb .qwb-card .wb-live { padding: 4px 0 0; }
+.qwb .qwb-card .wb-live:is([data-theme="light"], [data-theme="dark"]) { background: transparent; }
 .qwb .wb-live .wb-curves { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
 @container (min-width: 590px) and (max-width: 760px) {
   .qwb .wb-live .wb-body { grid-template-columns: 252px minmax(0, 1fr); gap: 0 14px; }
@@ -64,7 +65,7 @@ STYLE = """
 
 
 class ThemeWatcher(anywidget.AnyWidget):
-    """Reads off the page whether it is light or dark, and says so when that changes."""
+    """Reads off the page whether it is light or dark, says so when that changes, and keeps the panels' keys for them."""
 
     _esm = """
     function isDark() {
@@ -84,7 +85,17 @@ class ThemeWatcher(anywidget.AnyWidget):
       }
       return matchMedia("(prefers-color-scheme: dark)").matches;
     }
+    /** Keys pressed in a panel are the panel's: JupyterLab takes arrows and letters for itself unless the very element
+        in focus says otherwise. */
+    function keepKeys() {
+      if (globalThis.__workbenchKeys) return;
+      globalThis.__workbenchKeys = true;
+      addEventListener("focusin", ({ target }) => {
+        if (target.closest?.(".qwb")) target.dataset.lmSuppressShortcuts = "true";
+      }, true);
+    }
     function initialize({ model }) {
+      keepKeys();
       const tell = () => {
         if (model.get("dark") === isDark()) return;
         model.set("dark", isDark());
