@@ -78,8 +78,7 @@ def test_many_row_blocks_make_one_answer(monkeypatch):
     w = np.random.default_rng(0).standard_normal((67, 96)).astype(ml_dtypes.bfloat16)
     grid = UniformGrid(bits=4)
     whole = exact_error(w, grid, "channel", per_channel=True)
-    monkeypatch.setattr("workbench.quantization.exact.STEP_BYTES", 96 * 2 * 5)
-    monkeypatch.setattr("workbench.quantization.sketching.STEP_BYTES", 96 * 2 * 5)
+    monkeypatch.setattr("workbench.quantization.sketching.STEP_BYTES_IN_MEMORY", 96 * 2 * 5)
     told = []
     parts = exact_error(w, grid, "channel", per_channel=True, progress=told.append)
     np.testing.assert_array_equal(parts.per_channel, whole.per_channel)

@@ -14,11 +14,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 from numba import prange
-from numba.np.ufunc.parallel import get_thread_id
 
 from workbench.kernels.codes import as_codes, bits_of, value
 from workbench.kernels.moment_cells import add_moments
-from workbench.kernels.runtime import exclusive, kernel, threads
+from workbench.kernels.runtime import exclusive, kernel, take, threads
 
 #: Mantissa bits of a bin in most octaves.
 MANTISSA_BITS = 10
@@ -106,21 +105,24 @@ def _bin_linear(codes, scale, offset, place, weight, bins):
 
 
 @kernel(parallel=True)
-def _bin_rows(codes, group, scale, offset, linear, bins):
+def _bin_rows(codes, group, scale, offset, linear, bins, counter):
     rows, columns = codes.shape
     parts = min(rows, _PARTS)
-    for part in prange(parts):
+    for worker in prange(bins.shape[0]):
         place = np.empty(_BLOCK, dtype=np.int32)
         weight = np.empty(_BLOCK)
-        mine = bins[get_thread_id()]
-        for row in range(rows * part // parts, rows * (part + 1) // parts):
-            at = row if scale.shape[0] > 1 else 0
-            for g in range(scale.shape[1]):
-                some = codes[row, g * group : min(columns, (g + 1) * group)]
-                if linear:
-                    _bin_linear(some, np.float64(scale[at, g]), offset[at, g], place, weight, mine)
-                else:
-                    _bin_log(some, np.float64(scale[at, g]), place, weight, mine)
+        mine = bins[worker]
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                at = row if scale.shape[0] > 1 else 0
+                for g in range(scale.shape[1]):
+                    some = codes[row, g * group : min(columns, (g + 1) * group)]
+                    if linear:
+                        _bin_linear(some, np.float64(scale[at, g]), offset[at, g], place, weight, mine)
+                    else:
+                        _bin_log(some, np.float64(scale[at, g]), place, weight, mine)
+            part = take(counter)
 
 
 def new_bins(*, linear: bool) -> Float[np.ndarray, "threads cells"]:
@@ -150,7 +152,7 @@ def bin_rows(
     """
     scale = np.ascontiguousarray(scale, dtype=np.float32)
     offset = np.ascontiguousarray(offset, dtype=np.float64)
-    _bin_rows(as_codes(rows), group, scale, offset, linear, bins)
+    _bin_rows(as_codes(rows), group, scale, offset, linear, bins, np.zeros(1, dtype=np.int64))
 
 
 def gather_bins(
@@ -179,25 +181,30 @@ def gather_bins(
 
 
 @kernel(parallel=True)
-def _count_codes(codes, counts):
-    rows, columns = codes.shape
+def _count_codes(codes, counts, counter):
+    rows = codes.shape[0]
     parts = min(rows, _PARTS)
-    for part in prange(parts):
-        mine = counts[get_thread_id()]
-        for row in range(rows * part // parts, rows * (part + 1) // parts):
-            # Four tables: equal neighbours would otherwise wait for each other's store.
-            for j in range(0, columns - 3, 4):
-                mine[0, np.uint16(codes[row, j])] += 1
-                mine[1, np.uint16(codes[row, j + 1])] += 1
-                mine[2, np.uint16(codes[row, j + 2])] += 1
-                mine[3, np.uint16(codes[row, j + 3])] += 1
-            for j in range(columns // 4 * 4, columns):
-                mine[0, np.uint16(codes[row, j])] += 1
+    for worker in prange(counts.shape[0]):
+        a, b, c, d = counts[worker, 0], counts[worker, 1], counts[worker, 2], counts[worker, 3]
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                some = codes[row]
+                whole = some.shape[0] // 4 * 4
+                # Four tables: equal neighbours would otherwise wait for each other's store.
+                for j in range(0, whole, 4):
+                    a[np.uint16(some[j])] += np.uint32(1)
+                    b[np.uint16(some[j + 1])] += np.uint32(1)
+                    c[np.uint16(some[j + 2])] += np.uint32(1)
+                    d[np.uint16(some[j + 3])] += np.uint32(1)
+                for j in range(whole, some.shape[0]):
+                    a[np.uint16(some[j])] += np.uint32(1)
+            part = take(counter)
 
 
 @exclusive
 def count_codes(rows: np.ndarray) -> Int[np.ndarray, "65536"]:
     """Count how often each 16-bit code (bf16 or f16) occurs in some rows."""
     counts = np.zeros((threads(), 4, 1 << 16), dtype=np.uint32)
-    _count_codes(as_codes(rows), counts)
+    _count_codes(as_codes(rows), counts, np.zeros(1, dtype=np.int64))
     return counts.sum(axis=(0, 1), dtype=np.int64)

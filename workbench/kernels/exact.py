@@ -20,7 +20,8 @@ from numba import prange
 from workbench.grids.grid import Grid
 from workbench.kernels.borders import both_orders, group_borders
 from workbench.kernels.codes import as_codes, bits_of, float_of, value
-from workbench.kernels.runtime import SUMS, exclusive, kernel
+from workbench.kernels.extrema import extrema_of
+from workbench.kernels.runtime import SUMS, exclusive, kernel, take, threads
 from workbench.kernels.tables import cell_of, code_table
 
 #: Columns that are worked on at a time: their float32 copies stay in the first-level cache.
@@ -28,6 +29,12 @@ BLOCK = 1024
 
 #: Pieces that the rows are dealt out in: enough that a thread that lags does not hold up the rest for long.
 PARTS = 64
+
+#: Where a group's scale comes from: given, or its absmax times a clip, positive or (``signed`` grids) with the sign
+#: that maps the weight of largest magnitude onto the level -1.
+GIVEN, ABSMAX, SIGNED = 0, 1, 2
+
+_NOTHING = np.empty((0, 0))
 
 #: Up to this many levels every border is compared.
 FEW_LEVELS = 48
@@ -95,28 +102,49 @@ def _scan_few(codes, borders, values, weight, decoded):
 
 
 @kernel(parallel=True)
-def _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors):
+def _few_levels(codes, group, rule, scale, offset, grid, sums, errors, counter, workers):
+    thresholds, levels = grid
     rows, columns = codes.shape
-    groups = scale.shape[1]
     shared = scale.shape[0] == 1
     parts = min(rows, PARTS)
-    for part in prange(parts):
+    for _ in prange(workers):
         weight = np.empty(BLOCK, dtype=np.float32)
         decoded = np.empty(BLOCK, dtype=np.float32)
         borders = np.empty(thresholds.shape[1], dtype=np.float32)
         values = np.empty(levels.shape[1], dtype=np.float32)
-        first = rows * part // parts
-        for row in range(first, rows * (part + 1) // parts):
-            at = 0 if shared else row
-            for g in range(groups):
-                if not shared or row == first:
-                    group_borders(thresholds, levels, scale[at, g], offset[at, g], borders, values)
-                start = g * group
-                some = codes[row, start : min(columns, start + group)]
-                found = _scan_few(some, borders, values, weight, decoded)
-                _add(sums[row], found, scale[at, g])
-                if errors.shape[0] > 0:
-                    errors[row, g] = found[0]
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                at = 0 if shared else row
+                for g in range(scale.shape[1]):
+                    some = codes[row, g * group : min(columns, (g + 1) * group)]
+                    s = _scale_of(some, rule, scale, at, g)
+                    if np.isfinite(s):
+                        group_borders(thresholds, levels, s, offset[at, g], borders, values)
+                        found = _scan_few(some, borders, values, weight, decoded)
+                        _add(sums[row], found, s)
+                        if errors.shape[0] > 0:
+                            errors[row, g] = found[0]
+            part = take(counter)
+
+
+@kernel(inline=True)
+def _scale_of(codes, rule, scale, row, g):
+    """Return a group's scale: the one given, or (and then entered) the clip times its absmax, float32.
+
+    ``rule`` is (kind, clip); a group with NaN or infinite weights gets a scale that is not finite.
+    """
+    kind, clip = rule
+    if kind == GIVEN:
+        return scale[row, g]
+    low, high, peak = extrema_of(codes)
+    reach = clip * max(-np.float64(low), np.float64(high))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        reach = np.inf
+    if kind == SIGNED and peak > 0.0:
+        reach = -reach
+    scale[row, g] = np.float32(reach)
+    return scale[row, g]
 
 
 @kernel(inline=True)
@@ -189,24 +217,27 @@ def normalise(codes, scale, offset, weight, place):
 
 
 @kernel(parallel=True)
-def _many_levels(codes, group, scale, offset, table, sums, errors):
+def _many_levels(codes, group, rule, scale, offset, grid, sums, errors, counter, workers):
     rows, columns = codes.shape
-    groups = scale.shape[1]
     shared = scale.shape[0] == 1
     parts = min(rows, PARTS)
-    for part in prange(parts):
+    for _ in prange(workers):
         weight = np.empty(BLOCK)
         place = np.empty(BLOCK)
         cell = np.empty(BLOCK, dtype=np.int32)
-        for row in range(rows * part // parts, rows * (part + 1) // parts):
-            at = 0 if shared else row
-            for g in range(groups):
-                start = g * group
-                some = codes[row, start : min(columns, start + group)]
-                found = _scan_many(some, np.float64(scale[at, g]), offset[at, g], table, weight, place, cell)
-                _add(sums[row], found, scale[at, g])
-                if errors.shape[0] > 0:
-                    errors[row, g] = found[0]
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                at = 0 if shared else row
+                for g in range(scale.shape[1]):
+                    some = codes[row, g * group : min(columns, (g + 1) * group)]
+                    s = _scale_of(some, rule, scale, at, g)
+                    if np.isfinite(s):
+                        found = _scan_many(some, np.float64(s), offset[at, g], grid, weight, place, cell)
+                        _add(sums[row], found, s)
+                        if errors.shape[0] > 0:
+                            errors[row, g] = found[0]
+            part = take(counter)
 
 
 class RowSums(NamedTuple):
@@ -244,7 +275,28 @@ def error_sums(
         offset: float64, same shape.
         group: columns that share a scale.
     """
-    return RowSums(*_sums(rows, grid, scale, offset, group, np.empty((0, 0))).T)
+    sums = _sums(rows, grid, (GIVEN, 1.0), _ready(scale, np.float32), _ready(offset, np.float64), group, _NOTHING)
+    return RowSums(*sums.T)
+
+
+@exclusive
+def absmax_error_sums(rows: np.ndarray, grid: Grid, clip: float, group: int) -> RowSums | None:
+    """Find every group's scale and compare its weights in the same pass: float32(clip * max|w|) of each group.
+
+    Args:
+        rows: weights (rows, columns) in any floating-point dtype, as stored.
+        grid: of the normalization ``absmax`` or ``signed``.
+        clip: fraction of the absmax to keep, above 0.
+        group: columns that share a scale, within each row.
+
+    Returns:
+        The sums, or None where a group's scale is not finite (NaN, infinite or overflowing weights).
+    """
+    shape = (rows.shape[0], -(-rows.shape[1] // group))
+    scale, offset = np.zeros(shape, dtype=np.float32), np.zeros(shape)
+    kind = SIGNED if grid.normalization == "signed" else ABSMAX
+    sums = _sums(rows, grid, (kind, float(clip)), scale, offset, group, _NOTHING)
+    return RowSums(*sums.T) if np.isfinite(scale).all() else None
 
 
 @exclusive
@@ -257,21 +309,30 @@ def group_error_sums(
 ) -> Float[np.ndarray, "rows groups"]:
     """Return sum (w - w_hat)^2 of every group of every row (arguments as in ``error_sums``)."""
     errors = np.empty((rows.shape[0], scale.shape[1]))
-    _sums(rows, grid, scale, offset, group, errors)
+    _sums(rows, grid, (GIVEN, 1.0), _ready(scale, np.float32), _ready(offset, np.float64), group, errors)
     return errors
 
 
+def _ready(array: np.ndarray, dtype: type) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
 def _sums(
-    rows: np.ndarray, grid: Grid, scale: np.ndarray, offset: np.ndarray, group: int, errors: np.ndarray
+    rows: np.ndarray,
+    grid: Grid,
+    rule: tuple[int, float],
+    scale: np.ndarray,
+    offset: np.ndarray,
+    group: int,
+    errors: np.ndarray,
 ) -> Float[np.ndarray, "rows 5"]:
     """Run the loop that suits the grid."""
     codes = as_codes(rows)
     sums = np.zeros((codes.shape[0], 5))
-    scale = np.ascontiguousarray(scale, dtype=np.float32)
-    offset = np.ascontiguousarray(offset, dtype=np.float64)
+    counter = np.zeros(1, dtype=np.int64)
     if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
-        thresholds, levels = both_orders(grid.thresholds, grid.levels)
-        _few_levels(codes, group, scale, offset, thresholds, levels, sums, errors)
+        both = both_orders(grid.thresholds, grid.levels)
+        _few_levels(codes, group, rule, scale, offset, both, sums, errors, counter, threads())
     else:
-        _many_levels(codes, group, scale, offset, code_table(grid), sums, errors)
+        _many_levels(codes, group, rule, scale, offset, code_table(grid), sums, errors, counter, threads())
     return sums

@@ -1,7 +1,7 @@
 """Smallest, largest and largest-magnitude weight of every scale group: one pass over the stored codes."""
 
 # Compiled functions: numba infers their types, and they take arrays, not objects.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from jaxtyping import Float
 from numba import prange
 
 from workbench.kernels.codes import as_codes, code_of_rank, rank, value
-from workbench.kernels.runtime import exclusive, kernel
+from workbench.kernels.runtime import exclusive, kernel, take, threads
+
+_PARTS = 64
 
 
 @kernel()
@@ -26,28 +28,34 @@ def _least_and_most(codes):
 
 
 @kernel()
-def _row_extrema(codes, group, low, high, peak):
-    """Fill one row's groups."""
-    for g in range(low.shape[0]):
-        some = codes[g * group : min(codes.shape[0], (g + 1) * group)]
-        least, most = _least_and_most(some)
-        smallest = value(code_of_rank(least, some[0]))
-        largest = value(code_of_rank(most, some[0]))
-        low[g] = smallest
-        high[g] = largest
-        peak[g] = largest if largest > -smallest else smallest
-        if largest == -smallest:
-            # A tie: the one that comes first.
-            for j in range(some.shape[0]):
-                if abs(value(some[j])) == largest:
-                    peak[g] = value(some[j])
-                    break
+def extrema_of(codes):
+    """Return the smallest, the largest, and the first weight of largest magnitude."""
+    least, most = _least_and_most(codes)
+    smallest = value(code_of_rank(least, codes[0]))
+    largest = value(code_of_rank(most, codes[0]))
+    peak = largest if largest > -smallest else smallest
+    if largest == -smallest:
+        for j in range(codes.shape[0]):
+            if abs(value(codes[j])) == largest:
+                peak = value(codes[j])
+                break
+    return smallest, largest, peak
 
 
 @kernel(parallel=True)
-def _extrema(codes, group, low, high, peak):
-    for row in prange(codes.shape[0]):
-        _row_extrema(codes[row], group, low[row], high[row], peak[row])
+def _extrema(codes, group, low, high, peak, counter, workers):
+    rows, columns = codes.shape
+    parts = min(rows, _PARTS)
+    for _ in prange(workers):
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                for g in range(low.shape[1]):
+                    found = extrema_of(codes[row, g * group : min(columns, (g + 1) * group)])
+                    low[row, g] = found[0]
+                    high[row, g] = found[1]
+                    peak[row, g] = found[2]
+            part = take(counter)
 
 
 @exclusive
@@ -72,5 +80,5 @@ def group_extrema(
     groups = -(-codes.shape[1] // group)
     kind = np.float64 if codes.dtype == np.float64 else np.float32
     low, high, peak = (np.empty((codes.shape[0], groups), dtype=kind) for _ in range(3))
-    _extrema(codes, group, low, high, peak)
+    _extrema(codes, group, low, high, peak, np.zeros(1, dtype=np.int64), threads())
     return low, high, peak

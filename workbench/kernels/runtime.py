@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numba
+from llvmlite import ir
+from numba import types
 from numba.core import config
+from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -63,6 +66,20 @@ def exclusive(function: Function) -> Function:
             return function(*arguments, **options)
 
     return locked  # type: ignore[return-value]
+
+
+def _take(typing_context, counter):  # noqa: ANN001, ANN202
+    """Add one to counter[0] (int64) and return what it was; atomic, so that every thread gets another number."""
+
+    def fetch_and_add(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), fetch_and_add
+
+
+#: Threads deal themselves the next piece of work: one that the machine slows down holds up the rest for one piece only.
+take: Any = intrinsic(_take)
 
 
 def threads() -> int:

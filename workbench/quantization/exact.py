@@ -25,7 +25,7 @@ from workbench.quantization.scales import (
     scale_and_offset,
 )
 from workbench.quantization.sketch import Progress
-from workbench.quantization.sketching import STEP_BYTES, finite_ranges, measure_ranges
+from workbench.quantization.sketching import finite_ranges, measure_ranges, step_bytes
 from workbench.quantization.source import Matrix, as_matrix
 
 
@@ -112,22 +112,25 @@ def _measure(  # noqa: PLR0917
     tell: Progress,
 ) -> ErrorReport:
     """Run the pass, row block by row block, and gather the sums."""
-    from workbench.kernels.exact import error_sums
+    from workbench.kernels.exact import absmax_error_sums, error_sums
     from workbench.kernels.extrema import group_extrema
 
     rows, columns = matrix.weights.shape
     size = granularity.group_size(columns)
     error, weight, decoded, largest, steps = 0.0, 0.0, 0.0, 0.0, 0.0
     channels = np.empty(rows) if per_channel else None
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    at_once = scales is None and scale_format == "float32" and grid.normalization != "range"
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         stop = start + len(block)
-        if scales is None:
-            ranges = finite_ranges(matrix, granularity, list(group_extrema(block, size)), shared=False)
-            rounded, offset = scale_and_offset(ranges, grid, clip, scale_format, 0.0)
-            scale = rounded.scale
-        else:
-            scale, offset = rows_of(scales[0], start, stop), rows_of(scales[1], start, stop)
-        sums = error_sums(block, grid, scale, offset, size)
+        sums = absmax_error_sums(block, grid, clip, size) if at_once else None
+        if sums is None:  # two passes over the block; this is also the way that refuses what is not finite
+            if scales is None:
+                ranges = finite_ranges(matrix, granularity, list(group_extrema(block, size)), shared=False)
+                rounded, offset = scale_and_offset(ranges, grid, clip, scale_format, 0.0)
+                scale = rounded.scale
+            else:
+                scale, offset = rows_of(scales[0], start, stop), rows_of(scales[1], start, stop)
+            sums = error_sums(block, grid, scale, offset, size)
         error += float(sums.error.sum())
         weight += float(sums.weight.sum())
         decoded += float(sums.decoded.sum())
@@ -190,7 +193,7 @@ def best_group_clips(
     shared = isinstance(granularity, PerTensor)
     totals = np.zeros(len(tried))
     best = np.empty(ranges.low.shape)
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         part = ranges.rows(start, start + len(block))
         least = np.full((len(block), part.low.shape[1]), np.inf)
         chosen = np.full(least.shape, tried[0])

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from workbench.errors import QuantizationError
 from workbench.quantization.sketch import Progress
-from workbench.quantization.sketching import STEP_BYTES
+from workbench.quantization.sketching import step_bytes
 from workbench.quantization.source import as_matrix
 
 
@@ -57,7 +57,7 @@ def weight_map(layer: Any, height: int = 256, width: int = 256, progress: Progre
     matrix = as_matrix(layer)
     rows, columns = matrix.weights.shape
     picture = np.zeros((min(height, rows), min(width, columns)), dtype=np.float32)
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         shrink_rows(block, start, rows, picture)
         if progress is not None:
             progress((start + len(block)) / rows)

@@ -13,10 +13,13 @@ from workbench.quantization.ranges import GroupRanges, group_ranges
 from workbench.quantization.scale_formats import check_scale_format
 from workbench.quantization.scales import scale_and_offset
 from workbench.quantization.sketch import Progress, Sketch
-from workbench.quantization.source import Matrix, as_matrix
+from workbench.quantization.source import ArrayWeights, Matrix, as_matrix
 
 #: Bytes of stored weights that one step of a pass reads; progress is told and cancelling is possible in between.
 STEP_BYTES = 8 << 20
+
+#: The same where the weights lie in memory: a step costs nothing there, but starting threads does.
+STEP_BYTES_IN_MEMORY = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def make_sketch(layer: Any, granularity: Granularity, scaling: Scaling, progress
     return made
 
 
+def step_bytes(matrix: Matrix) -> int:
+    """Return how many bytes of weights a pass takes at a time."""
+    return STEP_BYTES_IN_MEMORY if isinstance(matrix.weights, ArrayWeights) else STEP_BYTES
+
+
 def measure_ranges(
     matrix: Matrix, granularity: Granularity, progress: Progress | None = None, share: tuple[float, float] = (0.0, 1.0)
 ) -> GroupRanges:
@@ -97,7 +105,7 @@ def measure_ranges(
     size = granularity.group_size(columns)
     shared = isinstance(granularity, PerTensor)
     parts = [np.empty((rows, shape[1])) for _ in range(3)]
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         found = group_extrema(block, size)
         for part, values in zip(parts, found, strict=True):
             part[start : start + len(block)] = values
@@ -138,7 +146,7 @@ def _bin_weights(matrix: Matrix, granularity: Granularity, scaling: Scaling, tel
         begun = 0.4
         whole = measure_ranges(matrix, granularity, tell, (0.0, begun))
         scale, offset = scaling(whole, float(whole.reach(scaling.normalization).max()))  # type: ignore[arg-type]
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         stop = start + len(block)
         ranges = finite_ranges(matrix, granularity, list(group_extrema(block, size)), shared=False)
         if scale is None or offset is None:
@@ -193,7 +201,7 @@ def _count_weights(matrix: Matrix, scaling: Scaling, tell: Progress) -> Sketch:
 
     rows, columns = matrix.weights.shape
     counts = np.zeros(1 << 16, dtype=np.int64)
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         counts += count_codes(block)
         tell((start + len(block)) / rows)
     occurs = np.flatnonzero(counts)

@@ -13,7 +13,7 @@ from workbench.errors import QuantizationError
 from workbench.quantization.granularity import PerAxis, PerTensor
 from workbench.quantization.ranges import group_ranges
 from workbench.quantization.sketch import Progress, sketch
-from workbench.quantization.sketching import STEP_BYTES
+from workbench.quantization.sketching import step_bytes
 from workbench.quantization.source import Matrix, as_matrix
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def weight_statistics(layer: Any, progress: Progress | None = None) -> WeightSta
     across = np.empty((rows, 5))
     ends = np.empty((rows, 2))
     centre: float | None = None
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         stop = start + len(block)
         low, high, _ = group_extrema(block, columns)
         ends[start:stop, 0], ends[start:stop, 1] = low[:, 0], high[:, 0]
@@ -232,7 +232,7 @@ def largest_weights(layer: Any, k: int = 20) -> LargestWeights:
     matrix = as_matrix(layer)
     columns = matrix.weights.shape[1]
     kept = (np.empty(0), np.empty(0, dtype=np.int64))
-    for start, block in matrix.weights.blocks(STEP_BYTES):
+    for start, block in matrix.weights.blocks(step_bytes(matrix)):
         low, high, _ = group_extrema(block, columns)
         reach = np.maximum(-low[:, 0], high[:, 0]).astype(np.float64)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -320,7 +320,7 @@ def _count(matrix: Matrix, edges: np.ndarray) -> np.ndarray:
 
     if matrix.weights.dtype.itemsize == 2:
         codes = np.zeros(1 << 16, dtype=np.int64)
-        for _, block in matrix.weights.blocks(STEP_BYTES):
+        for _, block in matrix.weights.blocks(step_bytes(matrix)):
             codes += count_codes(block)
         occurs = np.flatnonzero(codes)
         with np.errstate(invalid="ignore"):
@@ -329,7 +329,7 @@ def _count(matrix: Matrix, edges: np.ndarray) -> np.ndarray:
             group_ranges(matrix, PerTensor())  # counts what is not finite, and raises
         return np.histogram(values, edges, weights=codes[occurs].astype(np.float64))[0]
     counts = np.zeros(len(edges) - 1)
-    for _, block in matrix.weights.blocks(STEP_BYTES):
+    for _, block in matrix.weights.blocks(step_bytes(matrix)):
         counts += histogram_counts(block, edges)
     return counts
 
