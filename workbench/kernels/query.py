@@ -79,7 +79,7 @@ def _beyond(low, high, m0, m1, m2, threshold):
 def _query(low, high, moments, running, thresholds, levels, clip, answer, counts):
     """Fill error, slack, decoded energy (or, with offsets, sum s^2 L^2), sum s^2 o L, largest distance; count codes.
 
-    ``running`` holds, for each bin border, the sums of n, m0, m1, z below it and of n, m0, m1, z above it. ``counts``
+    ``running`` holds, for each bin border, the sums of n, m0, m1, z below it, of n, m0, m1, z above it, and of m2 below it. ``counts``
     is filled where it has a place for every level.
     """
     bins = low.shape[0]
@@ -89,9 +89,7 @@ def _query(low, high, moments, running, thresholds, levels, clip, answer, counts
     while middle < last and thresholds[middle] <= 0.0:
         middle += 1
     home = levels[middle] * clip
-    t0, t1, t2 = running[0, 5], running[0, 6], 0.0
-    for i in range(bins):
-        t2 += moments[i, 3]
+    t0, t1, t2 = running[0, 5], running[0, 6], running[bins, 8]
     error = t2 - 2.0 * home * t1 + home * home * t0
     power = home * home * t0
     shifted = home * running[0, 7]
@@ -198,20 +196,21 @@ def _query_many(low, high, moments, running, thresholds, levels, clips, answers)
         _query(low, high, moments, running, thresholds[e], levels[e], clips[c], answers[e, c], np.empty(0))
 
 
-def running_sums(moments: Float[np.ndarray, "bins 5"]) -> Float[np.ndarray, "borders 8"]:
-    """Return sums of n, m0, m1, z below each bin border, and above it, each added up from its own end."""
+def running_sums(moments: Float[np.ndarray, "bins 5"]) -> Float[np.ndarray, "borders 9"]:
+    """Return sums of n, m0, m1, z below each bin border, above it (each added up from its own end), and of m2 below."""
     picked = moments[:, [0, 1, 2, 4]]
     zero = np.zeros((1, 4))
     below = np.concatenate([zero, np.cumsum(picked, axis=0)])
     above = np.concatenate([np.cumsum(picked[::-1], axis=0)[::-1], zero])
-    return np.ascontiguousarray(np.concatenate([below, above], axis=1))
+    energy = np.concatenate([[0.0], np.cumsum(moments[:, 3])])[:, None]
+    return np.ascontiguousarray(np.concatenate([below, above, energy], axis=1))
 
 
 def query(
     low: Float[np.ndarray, " bins"],
     high: Float[np.ndarray, " bins"],
     moments: Float[np.ndarray, "bins 5"],
-    running: Float[np.ndarray, "borders 8"],
+    running: Float[np.ndarray, "borders 9"],
     thresholds: Float[np.ndarray, " levels-1"],
     levels: Float[np.ndarray, " levels"],
     clip: float,
@@ -238,7 +237,7 @@ def query_many(
     low: Float[np.ndarray, " bins"],
     high: Float[np.ndarray, " bins"],
     moments: Float[np.ndarray, "bins 5"],
-    running: Float[np.ndarray, "borders 8"],
+    running: Float[np.ndarray, "borders 9"],
     thresholds: Float[np.ndarray, "grids levels-1"],
     levels: Float[np.ndarray, "grids levels"],
     clips: Float[np.ndarray, " clips"],

@@ -104,7 +104,7 @@ class Sketch:
         return np.ascontiguousarray(np.stack([self.n, self.m0, self.m1, self.m2, z], axis=1))
 
     @cached_property
-    def running(self) -> Float[np.ndarray, "borders 8"]:
+    def running(self) -> Float[np.ndarray, "borders 9"]:
         """Sums below and above each bin border."""
         from workbench.kernels.query import running_sums
 
