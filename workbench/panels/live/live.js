@@ -113,7 +113,7 @@ function ticks(low, high, most) {
 	return found;
 }
 
-// ---- drawing
+// ---- pens
 
 function sheet(canvas, ink, left, [low, high]) {
 	const dpr = devicePixelRatio, height = canvas.height / dpr, right = canvas.width / dpr - 14, c = canvas.getContext("2d");
@@ -160,8 +160,8 @@ function drawWeights(canvas, ink, { counts, domain, levels, thresholds, share, c
 	box(left, X(levels[0]), top, floor, ink.shade, 1); // beyond the outermost levels: clipped
 	box(X(levels[many - 1]), right, top, floor, ink.shade, 1);
 	counts.forEach((n, i) => n && box(left + i * wide, left + (i + 1) * wide + 0.3, Y(n), base, ink.weights, 0.7));
-	if (many < 80) for (const t of thresholds) upright(X(t), top, floor, ink.quiet, 1, [1, 3]);
-	c.globalAlpha = many < 80 ? 1 : 0.4;
+	if (many < 40) for (const t of thresholds) upright(X(t), top, floor, ink.quiet, 1, [1, 3]);
+	c.globalAlpha = clamp(24 / many, 0.2, 1);
 	for (const l of levels) upright(X(l), top, base, ink.levels, many < 40 ? 1.5 : 1);
 	const most = Math.max(...share), full = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].find((x) => x >= most) ?? 1;
 	share.forEach((p, k) => {
