@@ -91,8 +91,7 @@ def test_code_follows_the_session_while_shown(knob):
 
 
 def test_a_picture_lies_beside_the_widget(knob):
-    bundle = knob._repr_mimebundle_()
-    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    data = knob._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert image.format == "PNG"
@@ -102,8 +101,7 @@ def test_a_picture_lies_beside_the_widget(knob):
 
 def test_a_panel_without_picture_still_shows(knob, monkeypatch):
     monkeypatch.setattr(knob, "snapshot", lambda: 1 // 0)
-    bundle = knob._repr_mimebundle_()
-    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    data = knob._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     assert "image/png" not in data
     assert "ZeroDivisionError" in knob.error_text

@@ -22,8 +22,8 @@ class LayersPanel(Panel):
     def build(self) -> Sequence[widgets.Widget]:
         """Make the table and link it with the session, both ways."""
         self.table = LayersTable(layout={"width": "100%", "height": "100%", "min_height": "240px"})
-        self.table.observe(self._pick, "picked")
-        self.table.observe(self._compare, "compared")
+        self.table.observe(self._take_picked, "picked")
+        self.table.observe(self._take_compared, "compared")
         self.watch(self._show_model, "model")
         self.watch(self._show_picked, "layer_name", "compared")
         self.watch(self._show_errors, "layer_errors", "layer_failures")
@@ -63,12 +63,12 @@ class LayersPanel(Panel):
             self.table.kurtosis = self.table.column(_pluck(self.session.layer_statistics, "kurtosis"))
 
     @guarded
-    def _pick(self, _change: Any) -> None:
+    def _take_picked(self, _change: Any) -> None:
         if self.table.picked:
             self.session.select(self.table.picked)
 
     @guarded
-    def _compare(self, _change: Any) -> None:
+    def _take_compared(self, _change: Any) -> None:
         self.session.compared = tuple(self.table.compared)
 
     def code(self) -> str:

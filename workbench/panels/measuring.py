@@ -47,12 +47,12 @@ def sketch_of(session: Session, layer: Layer, job: Job, progress: Progress, grid
 
     with session.lock:
         job.check()
-        grid = session.grid if grid is None else grid
+        asked: Grid = session.grid if grid is None else grid
         granularity = session.granularity
-        key = SketchShelf.key(layer, granularity, grid)
+        key = SketchShelf.key(layer, granularity, asked)
         found = session.shelf.get(key)
     if found is None:
-        found = sketch_for(layer, grid, granularity, progress=progress)
+        found = sketch_for(layer, asked, granularity, progress=progress)
         with session.lock:
             job.check()
             session.shelf.put(key, found)
@@ -74,21 +74,22 @@ def make_sketch(session: Session, job: Job) -> None:
         session.show_sketch(sketch, report)
 
 
-def make_exact(session: Session, job: Job) -> None:
-    """Measure the present layer exactly, channel by channel."""
-    from workbench.quantization import exact_error
+def exact_job(
+    session: Session, layer: Layer, grid: Grid, *, granularity: str, rule: str, clip: float
+) -> Callable[[Job], None]:
+    """Return the job that measures a layer exactly, channel by channel; it needs the lock only to publish."""
 
-    with session.lock:
-        layer, grid, rule, clip = session.layer, session.grid, session.scale_rule, session.clip
-        granularity = session.granularity
-    if layer is None:
-        return
-    report = exact_error(
-        layer, grid, granularity=granularity, scale=rule, clip=clip, per_channel=True, progress=job.progress
-    )
-    with session.lock:
-        job.check()
-        session.set_trait("exact", report)
+    def make_exact(job: Job) -> None:
+        from workbench.quantization import exact_error
+
+        report = exact_error(
+            layer, grid, granularity=granularity, scale=rule, clip=clip, per_channel=True, progress=job.progress
+        )
+        with session.lock:
+            job.check()
+            session.set_trait("exact", report)
+
+    return make_exact
 
 
 def best_exponent(session: Session, job: Job, layer: Layer) -> None:
@@ -98,7 +99,7 @@ def best_exponent(session: Session, job: Job, layer: Layer) -> None:
 
     with session.lock:
         grid, clip = session.grid, session.clip
-    rounding = getattr(grid, "rounding", "power")
+    rounding: Any = getattr(grid, "rounding", "power")
     found = sketch_of(session, layer, job, job.progress, PowerGrid(bits=grid.bits, rounding=rounding))
     best = search_exponent(found, grid.bits, clip=clip, rounding=rounding)
     with session.lock:

@@ -148,15 +148,14 @@ class Panel(widgets.VBox):
 
     # ------------------------------------------------------------------ in a notebook
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str] | tuple[dict[str, str], dict[str, Any]]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str] | None:
         """Show the widget, and leave a picture beside it for GitHub and for a dead kernel."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data is not None:
+        bundle: dict[str, str] | None = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None:
             try:
-                data["image/png"] = base64.b64encode(self.snapshot().png).decode("ascii")
+                bundle["image/png"] = base64.b64encode(self.snapshot().png).decode("ascii")
             except Exception as error:
-                self.show_error(error, "snapshot")
+                self.show_error(error, "snapshot")  # no picture is no reason to show no panel
         return bundle
 
     def __repr__(self) -> str:

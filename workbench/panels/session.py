@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: The grid that a session starts with: every control of the live panel has something to do.
 FIRST_GRID = "power:bits=4,exponent=0.55"
 #: Seconds of rest before the exact pass: enough to merge traits that one gesture sets together.
-SETTLE_SECONDS = 0.03
+SETTLE_SECONDS = 0.01
 #: Seconds of rest before the whole model is measured at a new grid.
 SWEEP_DELAY = 0.15
 #: How long ``open`` waits for a local file's headers before it leaves the rest to the worker.
@@ -46,9 +46,9 @@ class Session(traitlets.HasTraits):
 
     layer_name = Checked("", state.read_layer_name)
     """Name of the layer that is looked at; empty when no model is open."""
-    compared = Checked((), state.read_compared)
+    compared: Any = Checked((), state.read_compared)
     """Names of further layers to look at beside it."""
-    grid = Checked(None, state.read_grid)
+    grid: Any = Checked(None, state.read_grid)
     """The grid; a text form may be assigned."""
     granularity = Checked("channel", state.read_granularity)
     """What shares a scale: ``tensor``, ``channel`` or ``group:128``."""
@@ -311,12 +311,18 @@ class Session(traitlets.HasTraits):
     def _measure(self) -> None:
         """Bring sketch and report up to date at once if the sketch is at hand, and ask for what is not."""
         with self.lock:
+            self.worker.cancel("exact")
             self.set_trait("exact", None)
             if self.layer is None or self._closed:
-                self.worker.cancel("sketch", "exact")
+                self.worker.cancel("sketch")
                 self.set_trait("sketch", None)
                 self.set_trait("report", None)
                 return
+            # First of all: the pass starts while panels on this thread still draw what follows below.
+            scale = {"granularity": self.granularity, "rule": self.scale_rule, "clip": self.clip}
+            exact = measuring.exact_job(self, self.layer, self.grid, **scale)
+            label = f"measuring {self.layer_name}"
+            self.worker.submit("exact", exact, priority=2, delay=SETTLE_SECONDS, label=label)
             found = self.shelf.get(SketchShelf.key(self.layer, self.granularity, self.grid))
             if found is None:
                 self.set_trait("sketch", None)
@@ -332,13 +338,6 @@ class Session(traitlets.HasTraits):
                     report = None
                     self.complain(error)
                 self.show_sketch(found, report)
-            self.worker.submit(
-                "exact",
-                self._job(measuring.make_exact),
-                priority=2,
-                delay=SETTLE_SECONDS,
-                label=f"measuring {self.layer_name}",
-            )
 
     def _job(self, measure: Callable[[Session, Job], Any]) -> Callable[[Job], Any]:
         return lambda job: measure(self, job)
