@@ -360,13 +360,13 @@ def test_open_and_close_again_and_again_grows_nothing(checkpoint):
     gc.collect()
     process = psutil.Process()
     threads, files = threading.active_count(), process.num_fds()
-    kept = sum(isinstance(thing, Session) for thing in gc.get_objects())
+    kept = sum(type(thing) is Session for thing in gc.get_objects())
     for _ in range(5):
         once()
     gc.collect()
     assert threading.active_count() <= threads
     assert process.num_fds() <= files
-    assert sum(isinstance(thing, Session) for thing in gc.get_objects()) <= kept
+    assert sum(type(thing) is Session for thing in gc.get_objects()) <= kept
 
 
 def test_many_threads_may_turn_the_knobs_at_once(session):
