@@ -63,7 +63,7 @@ def settle(lab: LabPage, live: LivePanel) -> None:
 def take_pictures(work: Path) -> list[Path]:
     """Take every picture at full size; return the files."""
     whole = ".qwb-panel"
-    with workbench_page(work, 1440, 1500) as (lab, live):
+    with workbench_page(work, 1440, 2000) as (lab, live):
         page = lab.page
         page.get_by_placeholder("Search layers").fill(LAYER)
         page.locator(".qwb-layers .row .label", has_text=LAYER).first.click()
