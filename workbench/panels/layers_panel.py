@@ -128,12 +128,13 @@ class LayersPanel(Panel):
         }
 
     def snapshot(self) -> Snapshot:
-        """Return the table as a picture: the layers in the model's order with their errors as bars."""
+        """Return the table as a picture: the measured layers in the model's order with their errors as bars."""
         from workbench.figures.picture import png
 
         numbers = self.numbers()
         title = f"{self.title} of {self._name()}: {self.session.grid.label}, {self.session.granularity}"
-        return Snapshot(png(draw_layers(title, numbers["layers"], self.session.theme)), numbers)
+        shown = {name: numbers["layers"][name] for name in self.session.measured_layers()}
+        return Snapshot(png(draw_layers(title, shown, self.session.theme)), numbers)
 
     def _name(self) -> str:
         model = self.session.model

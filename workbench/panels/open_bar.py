@@ -28,9 +28,9 @@ class OpenBar(Panel):
         self.open_button = widgets.Button(
             description="Open", tooltip="Open the model at this address", layout=BUTTON_LAYOUT
         )
-        self.summary = widgets.HTML(layout={"flex": "1 1 240px", "min_width": "0", "margin": "0"})
+        self.summary = widgets.HTML(layout={"flex": "1 1 240px", "min_width": "0", "margin": "0"}).add_class("qwb-clip")
         self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
-        self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-line")
+        self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-clip")
         self.stop_button = widgets.Button(
             description="Cancel", tooltip="Stop what is being done; results so far stay", layout=BUTTON_LAYOUT
         )
@@ -85,7 +85,7 @@ class OpenBar(Panel):
             if model.quantization:
                 facts.append(f"stored as {model.quantization}")
             self.summary.value = (
-                f'<span class="qwb-line" title="{html.escape(str(model.source))}"><b>{html.escape(model.name)}</b> '
+                f'<span title="{html.escape(str(model.source))}"><b>{html.escape(model.name)}</b> '
                 f'<span class="qwb-dim">{html.escape(" · ".join(facts))}</span></span>'
             )
 

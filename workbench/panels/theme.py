@@ -27,7 +27,7 @@ STYLE = """
 .qwb .widget-html-content { line-height: 1.4; }
 .qwb-panel { min-width: 0; overflow: visible; }
 .qwb .qwb-row { gap: 8px; }
-.qwb .qwb-line { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.qwb .qwb-clip, .qwb .qwb-clip > .widget-html-content { min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .qwb .qwb-body > * { flex: 0 0 auto !important; }
 .qwb .qwb-bench { container-type: inline-size; gap: 8px; }
 .qwb .qwb-main { display: grid; gap: 8px; grid-template: "layers grid" auto "tabs tabs" auto / minmax(370px, 5fr) minmax(0, 9fr); }
