@@ -9,7 +9,7 @@ from weight_zoo import GRIDS, matrices
 from workbench.grids import parse_grid
 from workbench.kernels.borders import both_orders, group_borders
 from workbench.kernels.encode import decode_rows, encode_rows
-from workbench.kernels.exact import error_sums, group_error_sums
+from workbench.kernels.exact import candidate_errors, error_sums
 from workbench.kernels.tables import table_of
 from workbench.quantization.blocks import decode_block, encode_block
 
@@ -55,9 +55,8 @@ def test_sums_and_codes_are_those_of_the_definition(w, text, group, factor, shif
     np.testing.assert_allclose(sums.decoded, (back**2).sum(axis=1), rtol=1e-11)
     np.testing.assert_array_equal(sums.largest, np.abs(difference).max(axis=1))
     starts = np.arange(0, w.shape[1], group)
-    np.testing.assert_allclose(
-        group_error_sums(w, grid, scale, offset, group), np.add.reduceat(difference**2, starts, axis=1), rtol=1e-11
-    )
+    several = candidate_errors(w, grid, np.stack([scale, 0.9 * scale]), np.stack([offset, offset]), group)
+    np.testing.assert_allclose(several[0], np.add.reduceat(difference**2, starts, axis=1), rtol=1e-11)
     reach = np.maximum.reduceat(np.abs(difference), starts, axis=1)
     steps = np.divide(reach, np.abs(scale, dtype=np.float64), out=np.zeros_like(reach), where=scale != 0)
     np.testing.assert_allclose(sums.steps, steps.max(axis=1), rtol=1e-12)

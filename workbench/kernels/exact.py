@@ -34,8 +34,6 @@ PARTS = 64
 #: that maps the weight of largest magnitude onto the level -1.
 GIVEN, ABSMAX, SIGNED = 0, 1, 2
 
-_NOTHING = np.empty((0, 0))
-
 #: Up to this many levels every border is compared.
 FEW_LEVELS = 48
 
@@ -102,7 +100,7 @@ def _scan_few(codes, borders, values, weight, decoded):
 
 
 @kernel(parallel=True)
-def _few_levels(codes, group, rule, scale, offset, grid, sums, errors, counter, workers):
+def _few_levels(codes, group, rule, scale, offset, grid, sums, counter, workers):
     thresholds, levels = grid
     rows, columns = codes.shape
     shared = scale.shape[0] == 1
@@ -123,8 +121,6 @@ def _few_levels(codes, group, rule, scale, offset, grid, sums, errors, counter, 
                         group_borders(thresholds, levels, s, offset[at, g], borders, values)
                         found = _scan_few(some, borders, values, weight, decoded)
                         _add(sums[row], found, s)
-                        if errors.shape[0] > 0:
-                            errors[row, g] = found[0]
             part = take(counter)
 
 
@@ -217,7 +213,7 @@ def normalise(codes, scale, offset, weight, place):
 
 
 @kernel(parallel=True)
-def _many_levels(codes, group, rule, scale, offset, grid, sums, errors, counter, workers):
+def _many_levels(codes, group, rule, scale, offset, grid, sums, counter, workers):
     rows, columns = codes.shape
     shared = scale.shape[0] == 1
     parts = min(rows, PARTS)
@@ -235,8 +231,48 @@ def _many_levels(codes, group, rule, scale, offset, grid, sums, errors, counter,
                     if np.isfinite(s):
                         found = _scan_many(some, np.float64(s), offset[at, g], grid, weight, place, cell)
                         _add(sums[row], found, s)
-                        if errors.shape[0] > 0:
-                            errors[row, g] = found[0]
+            part = take(counter)
+
+
+@kernel(parallel=True)
+def _few_candidates(codes, group, scales, offsets, grid, errors, counter, workers):
+    thresholds, levels = grid
+    rows, columns = codes.shape
+    parts = min(rows, PARTS)
+    for _ in prange(workers):
+        weight = np.empty(BLOCK, dtype=np.float32)
+        decoded = np.empty(BLOCK, dtype=np.float32)
+        borders = np.empty(thresholds.shape[1], dtype=np.float32)
+        values = np.empty(levels.shape[1], dtype=np.float32)
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                at = 0 if scales.shape[1] == 1 else row
+                for g in range(scales.shape[2]):
+                    some = codes[row, g * group : min(columns, (g + 1) * group)]
+                    for k in range(scales.shape[0]):
+                        group_borders(thresholds, levels, scales[k, at, g], offsets[k, at, g], borders, values)
+                        errors[k, row, g] = _scan_few(some, borders, values, weight, decoded)[0]
+            part = take(counter)
+
+
+@kernel(parallel=True)
+def _many_candidates(codes, group, scales, offsets, grid, errors, counter, workers):
+    rows, columns = codes.shape
+    parts = min(rows, PARTS)
+    for _ in prange(workers):
+        weight = np.empty(BLOCK)
+        place = np.empty(BLOCK)
+        cell = np.empty(BLOCK, dtype=np.int32)
+        part = take(counter)
+        while part < parts:
+            for row in range(rows * part // parts, rows * (part + 1) // parts):
+                at = 0 if scales.shape[1] == 1 else row
+                for g in range(scales.shape[2]):
+                    some = codes[row, g * group : min(columns, (g + 1) * group)]
+                    for k in range(scales.shape[0]):
+                        s = np.float64(scales[k, at, g])
+                        errors[k, row, g] = _scan_many(some, s, offsets[k, at, g], grid, weight, place, cell)[0]
             part = take(counter)
 
 
@@ -275,7 +311,7 @@ def error_sums(
         offset: float64, same shape.
         group: columns that share a scale.
     """
-    sums = _sums(rows, grid, (GIVEN, 1.0), _ready(scale, np.float32), _ready(offset, np.float64), group, _NOTHING)
+    sums = _sums(rows, grid, (GIVEN, 1.0), _ready(scale, np.float32), _ready(offset, np.float64), group)
     return RowSums(*sums.T)
 
 
@@ -295,21 +331,36 @@ def absmax_error_sums(rows: np.ndarray, grid: Grid, clip: float, group: int) -> 
     shape = (rows.shape[0], -(-rows.shape[1] // group))
     scale, offset = np.zeros(shape, dtype=np.float32), np.zeros(shape)
     kind = SIGNED if grid.normalization == "signed" else ABSMAX
-    sums = _sums(rows, grid, (kind, float(clip)), scale, offset, group, _NOTHING)
+    sums = _sums(rows, grid, (kind, float(clip)), scale, offset, group)
     return RowSums(*sums.T) if np.isfinite(scale).all() else None
 
 
 @exclusive
-def group_error_sums(
+def candidate_errors(
     rows: np.ndarray,
     grid: Grid,
-    scale: Float[np.ndarray, "rows groups"],
-    offset: Float[np.ndarray, "rows groups"],
+    scales: Float[np.ndarray, "candidates rows groups"],
+    offsets: Float[np.ndarray, "candidates rows groups"],
     group: int,
-) -> Float[np.ndarray, "rows groups"]:
-    """Return sum (w - w_hat)^2 of every group of every row (arguments as in ``error_sums``)."""
-    errors = np.empty((rows.shape[0], scale.shape[1]))
-    _sums(rows, grid, (GIVEN, 1.0), _ready(scale, np.float32), _ready(offset, np.float64), group, errors)
+) -> Float[np.ndarray, "candidates rows groups"]:
+    """Return sum (w - w_hat)^2 of every group of every row under each of several scales.
+
+    Args:
+        rows: finite weights (rows, columns) in any floating-point dtype, as stored.
+        grid: gives levels and thresholds.
+        scales: float32, for each candidate one value for each row and group; one row where all rows share it.
+        offsets: float64, same shape.
+        group: columns that share a scale.
+    """
+    codes = as_codes(rows)
+    errors = np.empty((len(scales), codes.shape[0], scales.shape[2]))
+    counter = np.zeros(1, dtype=np.int64)
+    scales, offsets = _ready(scales, np.float32), _ready(offsets, np.float64)
+    if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
+        both = both_orders(grid.thresholds, grid.levels)
+        _few_candidates(codes, group, scales, offsets, both, errors, counter, threads())
+    else:
+        _many_candidates(codes, group, scales, offsets, code_table(grid), errors, counter, threads())
     return errors
 
 
@@ -324,7 +375,6 @@ def _sums(
     scale: np.ndarray,
     offset: np.ndarray,
     group: int,
-    errors: np.ndarray,
 ) -> Float[np.ndarray, "rows 5"]:
     """Run the loop that suits the grid."""
     codes = as_codes(rows)
@@ -332,7 +382,7 @@ def _sums(
     counter = np.zeros(1, dtype=np.int64)
     if len(grid.levels) <= FEW_LEVELS and codes.dtype != np.float64:
         both = both_orders(grid.thresholds, grid.levels)
-        _few_levels(codes, group, rule, scale, offset, both, sums, errors, counter, threads())
+        _few_levels(codes, group, rule, scale, offset, both, sums, counter, threads())
     else:
-        _many_levels(codes, group, rule, scale, offset, code_table(grid), sums, errors, counter, threads())
+        _many_levels(codes, group, rule, scale, offset, code_table(grid), sums, counter, threads())
     return sums

@@ -28,6 +28,9 @@ from workbench.quantization.sketch import Progress
 from workbench.quantization.sketching import finite_ranges, measure_ranges, step_bytes
 from workbench.quantization.source import Matrix, as_matrix
 
+#: Bytes of stored weights at a time: scales and errors of every candidate and group are held beside them.
+_CANDIDATE_BYTES = 8 << 20
+
 
 def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are spoken
     layer: Any,
@@ -177,7 +180,7 @@ def best_group_clips(
     Raises:
         QuantizationError: see ``exact_error``.
     """
-    from workbench.kernels.exact import group_error_sums
+    from workbench.kernels.exact import candidate_errors
 
     granularity = parse_granularity(granularity)
     matrix = layer if isinstance(layer, Matrix) else as_matrix(layer)
@@ -193,19 +196,13 @@ def best_group_clips(
     shared = isinstance(granularity, PerTensor)
     totals = np.zeros(len(tried))
     best = np.empty(ranges.low.shape)
-    for start, block in matrix.weights.blocks(step_bytes(matrix)):
+    for start, block in matrix.weights.blocks(_CANDIDATE_BYTES):
         part = ranges.rows(start, start + len(block))
-        least = np.full((len(block), part.low.shape[1]), np.inf)
-        chosen = np.full(least.shape, tried[0])
-        for number, candidate in enumerate(tried):
-            rounded, offset = scale_and_offset(part, grid, candidate, scale_format, largest)
-            sums = group_error_sums(block, grid, rounded.scale, offset, size)
-            if shared:
-                totals[number] += sums.sum()
-            else:
-                better = sums < least
-                least[better] = sums[better]
-                chosen[better] = candidate
-        if not shared:
-            best[start : start + len(block)] = chosen
+        pairs = [scale_and_offset(part, grid, candidate, scale_format, largest) for candidate in tried]
+        scales = np.stack([rounded.scale for rounded, _ in pairs])
+        errors = candidate_errors(block, grid, scales, np.stack([offset for _, offset in pairs]), size)
+        if shared:
+            totals += errors.sum(axis=(1, 2))
+        else:
+            best[start : start + len(block)] = tried[np.argmin(errors, axis=0)]
     return np.full((1, 1), tried[np.argmin(totals)]) if shared else best
