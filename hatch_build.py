@@ -6,7 +6,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SHARED = ("notebooks", "data/tiny-gemma3", "data/tiny-resnet", "data/text")
+SHARED = ("notebooks", "data/tiny-gemma3", "data/tiny-resnet", "data/tiny_resnet.py", "data/text")
 
 
 class SharedFilesHook(BuildHookInterface):
