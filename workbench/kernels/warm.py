@@ -37,7 +37,9 @@ def warm_up(progress: Callable[[float], Any] | None = None) -> None:
     running = query.running_sums(cells)
     pair = np.stack([few.thresholds] * 2), np.stack([few.levels] * 2)
     steps += [
+        # A grid's own arrays are read-only and clipped ones are not: two types to numba.
         lambda: query.query(low, high, cells, running, few.thresholds, few.levels, 1.0),
+        lambda: query.query(low, high, cells, running, few.thresholds * 0.5, few.levels * 0.5, 1.0),
         lambda: query.query_many(low, high, cells, running, *pair, np.ones(1)),
         lambda: query.query_distinct(low, high, 1.0, 0.0, few.thresholds, few.levels),
         lambda: query.query_distinct_many(low, high, np.ones(1), np.zeros(1), *pair),
@@ -49,6 +51,9 @@ def warm_up(progress: Callable[[float], Any] | None = None) -> None:
             lambda rows=rows: binning.bin_rows(rows, scale, offset, 16, binning.new_bins(linear=False), linear=False),
             lambda rows=rows: exact.error_sums(rows, few, scale, offset, 16),
             lambda rows=rows: exact.error_sums(rows, many, scale, offset, 16),
+            lambda rows=rows: exact.candidate_errors(rows, few, scale[None], offset[None], 16),
+            lambda rows=rows: exact.candidate_errors(rows, many, scale[None], offset[None], 16),
+            lambda rows=rows: moments.energy(rows),
             lambda rows=rows: moments.power_sums(rows, 0.0, moments.new_columns(16)),
             lambda rows=rows: moments.shrink_rows(rows, 0, 2, np.zeros((1, 4), dtype=np.float32)),
             lambda rows=rows: encode.encode_rows(rows, asymmetric, scale, offset, 16),
