@@ -222,12 +222,12 @@ class WatchedPage:
 
     @contextmanager
     def sent_to_kernel(self) -> Iterator[list[str]]:
-        """Collect the types of the messages that the browser sends to a kernel inside the ``with`` block."""
+        """Collect the types of the messages that the notebook sends to a kernel inside the ``with`` block."""
         sent: list[str] = []
         before = len(self.kernel_messages)
         yield sent
         self.page.evaluate("() => 0")  # a round trip: events up to here have arrived
-        sent.extend(self.kernel_messages[before:])
+        sent.extend(message for message in self.kernel_messages[before:] if message not in ASKED_BY_JUPYTERLAB)
 
     def screenshot(self, name: str, selector: str | None = None) -> Path:
         """Save a picture of the page, or of the first element that matches; return its path."""
@@ -236,6 +236,10 @@ class WatchedPage:
         target = self.page.locator(selector).first if selector else self.page
         target.screenshot(path=str(path))
         return path
+
+
+#: JupyterLab asks these by itself, whenever it likes: its debugger, and its look at the kernel after a start.
+ASKED_BY_JUPYTERLAB = {"debug_request", "kernel_info_request", "comm_info_request"}
 
 
 class LabPage(WatchedPage):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from definition import decode_block, encode_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weight_zoo import GRIDS, matrices
@@ -11,7 +12,6 @@ from workbench.kernels.borders import both_orders, group_borders
 from workbench.kernels.encode import decode_rows, encode_rows
 from workbench.kernels.exact import candidate_errors, error_sums
 from workbench.kernels.tables import table_of
-from workbench.quantization.blocks import decode_block, encode_block
 
 
 def oracle(w, grid, scale, offset, group):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
 from workbench.quantization.bits import Storage, storage
-from workbench.quantization.blocks import decode_block, encode_block, row_blocks, rows_of
+from workbench.quantization.blocks import row_blocks, rows_of
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.scale_formats import check_scale_format, unit_count
 from workbench.quantization.scales import ScaleRule, find_scales, parse_scale_rule
@@ -78,9 +78,11 @@ class QuantizedTensor:
 
     def rows(self, start: int, stop: int) -> Float[np.ndarray, "rows columns"]:
         """Return the float32 weights that rows ``start`` to ``stop`` of the matrix view stand for."""
+        from workbench.kernels.encode import decode_rows
+
         index = self._index(self.codes[start:stop])
         scale, offset = (rows_of(part, start, stop) for part in (self.scale, self.offset))
-        return decode_block(index, self.grid, scale, offset, self.group_size)
+        return decode_rows(index, self.grid, scale, offset, self.group_size)
 
     def dequantize(self) -> Float[np.ndarray, "..."]:
         """Return the weights that the codes stand for: float32, in the tensor's own shape."""
@@ -198,6 +200,8 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
     >>> q.dequantize()
     array([[ 0.7, -0.2,  0. ,  0. ]], dtype=float32)
     """
+    from workbench.kernels.encode import encode_rows
+
     if isinstance(grid, str):
         from workbench.grids import parse_grid
 
@@ -216,7 +220,7 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
     for start, block in row_blocks(matrix.weights):
         stop = start + len(block)
         scales, offsets = (rows_of(part, start, stop) for part in (found.scale, found.offset))
-        codes[start:stop] = stored[encode_block(block, grid, scales, offsets, size)]
+        codes[start:stop] = stored[encode_rows(block, grid, scales, offsets, size)]
     return QuantizedTensor(
         codes=codes,
         scale=found.scale,

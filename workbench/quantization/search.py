@@ -112,8 +112,8 @@ def search_exponent(  # noqa: PLR0917 - the words of the call, in the order they
     """Find the exponent of the power grid with the smallest reconstruction error: coarse grid, then refinement.
 
     For several layers ONE exponent is found, as PowerQuant does. Its objective is the sum over layers of
-    ``||W - W_hat||_2`` (``norm``: PowerQuant, ICLR 2023, section 3, with p = 2; the summed error of all layers is
-    minimised by a simplex there). ``mse`` sums the squared errors instead, and ``relative`` the squared errors over each
+    ``||W - W_hat||_2`` (``norm``, after PowerQuant, Yvinec et al., ICLR 2023, where a simplex minimises the error summed
+    over layers; the paper's own formula was not at hand, p = 2 is the usual reading). ``mse`` sums the squared errors instead, and ``relative`` the squared errors over each
     layer's energy, which counts every layer alike. For one layer all three have the same minimum.
 
     Args:
