@@ -39,13 +39,6 @@ STYLE = """
 @container (max-width: 900px) { .qwb .qwb-main { grid-template: "layers" 420px "grid" auto "tabs" auto / minmax(0, 1fr); } }
 .qwb .qwb-card .wb-live { padding: 4px 0 0; }
 .qwb .qwb-card .wb-live:is([data-theme="light"], [data-theme="dark"]) { background: transparent; }
-.qwb .wb-live .wb-curves { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
-@container (min-width: 590px) and (max-width: 760px) {
-  .qwb .wb-live .wb-body { grid-template-columns: 252px minmax(0, 1fr); gap: 0 14px; }
-  .qwb .wb-live form { grid-template-columns: 76px minmax(0, 1fr) 62px; grid-row: 1 / span 8; }
-  .qwb .wb-live .wb-views { display: contents; }
-  .qwb .wb-live .wb-views > * { grid-column: 2; }
-  .qwb .wb-live .wb-views > :is(.wb-curves, .wb-key) { grid-column: 1 / -1; margin-top: 6px; } }
 .qwb .qwb-card > .qwb-panel { flex: 1 1 auto; }
 .qwb .qwb-tabs > .widget-tab-contents { border: 1px solid var(--qwb-line); border-radius: 0 0 6px 6px; padding: 8px 10px; overflow: visible; }
 .qwb .qwb-card { overflow: visible; }
