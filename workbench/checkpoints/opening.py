@@ -78,7 +78,7 @@ def _open_place(text: str | bytes) -> Model:
 
 def _open_folder(folder: Path, name: str = "", source: str = "") -> Model:
     kind, paths, weight_map = folders.find_weights(folder)
-    name, source = name or folder.resolve().name, source or str(folder)
+    name, source = name or folders.title(folder), source or str(folder)
     if kind == "gguf":
         return _open_gguf(paths, name, source)
     config = folders.read_config(folder)

@@ -251,7 +251,7 @@ function render({ model, el }) {
 			uniform: "≈ " + db(rival),
 			uniform_note: `${range}, clip ${uniform.x.toFixed(3)}`,
 			gain: compared ? (gain < 0 ? "" : "+") + db(gain) : "…",
-			gain_note: compared ? part(abs(error / uniform.y - 1)) + (gain < 0 ? " more error" : " less error") : "",
+			gain_note: compared ? (error / uniform.y).toPrecision(3) + " × its error" : "",
 			hint: hint || get("message"),
 			readout: spot === null ? "" : `${at(low + i * wide)} to ${at(low + (i + 1) * wide)}: ${n.toLocaleString("en")} weights, ${part(n / info.count)}`
 				+ (ready ? ` · code ${signs(grid.codes?.[code] ?? grid.first + code)}: level ${at(levels[code])}, ${part(share[code])}` : ""),
