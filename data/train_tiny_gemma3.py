@@ -1,7 +1,7 @@
 """Train ``data/tiny-gemma3``: a small Gemma 3 language model of Python source, with its own BPE tokenizer.
 
     python data/train_tiny_gemma3.py            # tokenizer, training (resumes after a kill), export, model card
-    python data/train_tiny_gemma3.py --steps 20 --out /tmp/try   # a quick look at the whole path
+    python data/train_tiny_gemma3.py --steps 20 --out try/tiny   # a quick look at the whole path
 
 Everything is seeded. The weights are trained in float32 with bfloat16 matrix products and shipped as bfloat16; every
 figure in the model card is measured on the shipped (rounded) weights.

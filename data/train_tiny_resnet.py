@@ -1,7 +1,7 @@
 """Train ``data/tiny-resnet``: a small residual network on scikit-learn's handwritten digits.
 
     python data/train_tiny_resnet.py                 # about a minute on one core
-    python data/train_tiny_resnet.py --out /tmp/try
+    python data/train_tiny_resnet.py --out try/tiny
 
 Everything is seeded. The split is fixed here; the held-out quarter is used once, for the figure in the model card.
 """
