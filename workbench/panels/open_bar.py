@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import ipywidgets as widgets
 
+from workbench.checkpoints.tree import short_count
 from workbench.panels.code import model_line
 from workbench.panels.panel import BUTTON_LAYOUT, Panel, guarded
 
@@ -23,12 +24,12 @@ class OpenBar(Panel):
             placeholder="folder, .safetensors, .gguf, .pt, or Hub id",
             description="Source",
             style={"description_width": "46px"},
-            layout={"flex": "1 1 360px", "width": "auto", "min_width": "320px", "margin": "0"},
+            layout={"flex": "1 1 300px", "width": "auto", "min_width": "260px", "margin": "0"},
         )
         self.open_button = widgets.Button(
             description="Open", tooltip="Open the model at this address", layout=BUTTON_LAYOUT
         )
-        self.summary = widgets.HTML(layout={"flex": "1 1 240px", "min_width": "0", "margin": "0"}).add_class("qwb-clip")
+        self.summary = widgets.HTML(layout={"flex": "2 1 320px", "min_width": "0", "margin": "0"}).add_class("qwb-clip")
         self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
         self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-clip")
         self.stop_button = widgets.Button(
@@ -81,7 +82,7 @@ class OpenBar(Panel):
                 self.summary.value = '<span class="qwb-dim">No model is open.</span>'
                 return
             family = model.config.get("model_type") or model.config.get("general.architecture") or model.format
-            facts = [str(family), f"{len(model.layers)} layers", f"{_count(model.parameters)} weights"]
+            facts = [str(family), f"{len(model.layers)} layers", f"{short_count(model.parameters)} weights"]
             if model.quantization:
                 facts.append(f"stored as {model.quantization}")
             self.summary.value = (
@@ -112,10 +113,3 @@ class OpenBar(Panel):
     def code(self) -> str:
         """Return the line that opens the model."""
         return f"from workbench import open_model\n\n{model_line(self.session)}\nprint(model.tree)"
-
-
-def _count(weights: int) -> str:
-    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if weights >= size:
-            return f"{weights / size:.3g} {word}"
-    return str(weights)
