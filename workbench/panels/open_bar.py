@@ -24,13 +24,13 @@ class OpenBar(Panel):
             placeholder="folder, .safetensors, .gguf, .pt, or Hub id",
             description="Source",
             style={"description_width": "46px"},
-            layout={"flex": "1 1 300px", "width": "auto", "min_width": "260px", "margin": "0"},
+            layout={"flex": "1 1 240px", "width": "auto", "min_width": "220px", "margin": "0"},
         )
         self.open_button = widgets.Button(
             description="Open", tooltip="Open the model at this address", layout=BUTTON_LAYOUT
         )
-        self.summary = widgets.HTML(layout={"flex": "2 1 320px", "min_width": "0", "margin": "0"}).add_class("qwb-clip")
-        self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "120px", "margin": "0"})
+        self.summary = widgets.HTML(layout={"flex": "2 1 360px", "min_width": "0", "margin": "0"}).add_class("qwb-clip")
+        self.progress = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "90px", "margin": "0"})
         self.status = widgets.HTML(layout={"margin": "0", "flex": "0 1 auto", "min_width": "0"}).add_class("qwb-clip")
         self.stop_button = widgets.Button(
             description="Cancel", tooltip="Stop what is being done; results so far stay", layout=BUTTON_LAYOUT
