@@ -262,3 +262,13 @@ def test_a_missing_jupyterlab_says_how_to_install_it(installed_notebooks, tmp_pa
 
 def test_the_shipped_notebooks_have_the_one_that_lab_opens():
     assert (notebooks_path() / launch.START).is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_full_disk_is_one_sentence(checkpoint, extra):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "workbench.cli", "inspect", checkpoint, *extra]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "Error: No space left on device\n"

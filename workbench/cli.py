@@ -169,6 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         typer.echo(f"Error: {error}", err=True)
         return USER_ERROR
+    except OSError as error:  # the output's disk is full, say; a closed pipe is the shell's own business before this
+        typer.echo(f"Error: {error.strerror or error}", err=True)
+        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:

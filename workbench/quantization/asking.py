@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
+from workbench.quantization.checks import check_clip
 from workbench.quantization.report import ErrorReport
 from workbench.quantization.scale_formats import check_scale_format
 from workbench.quantization.scales import scale_and_offset
@@ -73,9 +74,12 @@ def check_question(sketch: Sketch, grid: Grid, clip: float) -> None:
     Raises:
         QuantizationError: see ``sketch_error``.
     """
-    if not 0.0 < clip <= 1.0:
-        message = f"a clip is the fraction of absmax that the scale keeps, above 0 and at most 1, not {clip}"
+    if not isinstance(sketch, Sketch):
+        message = (
+            f"this question is put to a sketch, made with sketch(layer, granularity), not to a {type(sketch).__name__}"
+        )
         raise QuantizationError(message)
+    check_clip(clip)
     if sketch.exact:
         return
     if grid.normalization != sketch.normalization:

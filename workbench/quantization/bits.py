@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
+from workbench.quantization.checks import as_grid
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.scale_formats import SCALE_BITS, check_scale_format
 
@@ -44,7 +45,7 @@ class Storage:
 
 
 def storage(
-    grid: Grid,
+    grid: str | Grid,
     granularity: str | Granularity,
     shape: tuple[int, ...],
     scale_format: str | None = None,
@@ -57,7 +58,7 @@ def storage(
     the scale's format, float32 beside 8-bit scales.
 
     Args:
-        grid: the grid; ``grid.bits`` is what one packed code takes.
+        grid: the grid, or its text form; ``grid.bits`` is what one packed code takes.
         granularity: what shares a scale, as text or object.
         shape: the tensor's shape, (out, ...) or 1-D.
         scale_format: what a stored scale is; None for the grid's own, else float32.
@@ -70,6 +71,7 @@ def storage(
     >>> storage(parse_grid("nvfp4"), "group:16", (16, 16))
     Storage(weights=256, codes=1024, scales=160, zero_points=0, codebook=0)
     """
+    grid = as_grid(grid)
     count = prod(shape)
     if count < 1:
         message = f"a tensor of shape {tuple(shape)} holds no weights to count bits for"
@@ -89,7 +91,7 @@ def storage(
 
 
 def bits_per_weight(
-    grid: Grid, granularity: str | Granularity, shape: tuple[int, ...], scale_format: str | None = None
+    grid: str | Grid, granularity: str | Granularity, shape: tuple[int, ...], scale_format: str | None = None
 ) -> float:
     """Return the bits per weight of a tensor quantized this way: codes, scales, zero points and codebook.
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
 from workbench.quantization.blocks import rows_of
+from workbench.quantization.checks import as_grid, check_clip
 from workbench.quantization.granularity import Granularity, PerTensor, parse_granularity
 from workbench.quantization.ranges import GroupRanges
 from workbench.quantization.report import ErrorReport
@@ -34,7 +34,7 @@ _CANDIDATE_BYTES = 8 << 20
 
 def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are spoken
     layer: Any,
-    grid: Grid,
+    grid: str | Grid,
     granularity: str | Granularity = "channel",
     scale: str | ScaleRule = "absmax",
     clip: float = 1.0,
@@ -49,7 +49,7 @@ def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are
 
     Args:
         layer: a ``Layer``, an array or a tensor (``as_matrix``).
-        grid: any scalar grid.
+        grid: any scalar grid, or its text form.
         granularity: what shares a scale.
         scale: ``absmax``, ``percentile:99.9`` or ``mse``, or a scale rule.
         clip: fraction of the rule's scale to keep, in (0, 1].
@@ -61,12 +61,11 @@ def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are
         QuantizationError: an unknown granularity, scale rule or format, a clip out of range, an empty weight, NaN or
             infinite weights.
     """
+    grid = as_grid(grid)
     granularity = parse_granularity(granularity)
     rule = parse_scale_rule(scale)
     scale_format = check_scale_format(scale_format, grid)
-    if not 0.0 < clip <= 1.0:
-        message = f"a clip is the fraction of absmax that the scale keeps, above 0 and at most 1, not {clip}"
-        raise QuantizationError(message)
+    check_clip(clip)
     matrix = as_matrix(layer)
     tell = progress or (lambda fraction: None)
     tell(0.0)
@@ -156,7 +155,7 @@ def _measure(  # noqa: PLR0917
 
 def best_group_clips(
     layer: Any,
-    grid: Grid,
+    grid: str | Grid,
     granularity: str | Granularity = "channel",
     candidates: tuple[float, ...] | None = None,
     *,
@@ -182,6 +181,7 @@ def best_group_clips(
     """
     from workbench.kernels.exact import candidate_errors
 
+    grid = as_grid(grid)
     granularity = parse_granularity(granularity)
     matrix = layer if isinstance(layer, Matrix) else as_matrix(layer)
     scale_format = check_scale_format(scale_format, grid)

@@ -44,7 +44,8 @@ class Landscape:
     def sqnr_db(self) -> Float[np.ndarray, "exponents clips"]:
         """Signal to quantization noise in dB; infinite where the error is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 10.0 * (np.log10(self.energy) - np.log10(self.mse))
+            ratio = 10.0 * (np.log10(self.energy) - np.log10(self.mse))
+        return np.where(self.mse == 0.0, np.inf, ratio)
 
     @property
     def best_index(self) -> tuple[int, int]:
@@ -125,7 +126,11 @@ def landscape(  # noqa: PLR0917 - the words of the call, in the order they are s
 
 def _axis(values: Any, name: str) -> Float[np.ndarray, " values"]:
     """Return an axis as float64."""
-    axis = np.asarray(values, dtype=np.float64)
+    try:
+        axis = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        message = f"{name} are a list of at least one number, not {values!r}"
+        raise QuantizationError(message) from None
     if axis.ndim != 1 or axis.size == 0:
         message = f"{name} are a list of at least one number, not an array of shape {axis.shape}"
         raise QuantizationError(message)

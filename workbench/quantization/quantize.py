@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
-from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
 from workbench.quantization.bits import Storage, storage
 from workbench.quantization.blocks import row_blocks, rows_of
+from workbench.quantization.checks import as_grid
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.scale_formats import check_scale_format, unit_count
 from workbench.quantization.scales import ScaleRule, find_scales, parse_scale_rule
@@ -202,13 +202,7 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
     """
     from workbench.kernels.encode import encode_rows
 
-    if isinstance(grid, str):
-        from workbench.grids import parse_grid
-
-        grid = parse_grid(grid)
-    if not isinstance(grid, Grid):
-        message = f"a grid is a Grid or its text form such as 'uniform:bits=4', not a {type(grid).__name__}"
-        raise QuantizationError(message)
+    grid = as_grid(grid)
     granularity = parse_granularity(granularity)
     scale_format = check_scale_format(scale_format, grid)
     matrix = as_matrix(weight)

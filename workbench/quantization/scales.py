@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
+from workbench.quantization.checks import check_clip
 from workbench.quantization.granularity import Granularity
 from workbench.quantization.ranges import GroupRanges, group_percentiles, group_ranges
 from workbench.quantization.scale_formats import RoundedScales, check_scale_format, round_scale, unit_count
@@ -103,7 +104,7 @@ def parse_scale_rule(rule: str | ScaleRule) -> ScaleRule:
     """Read ``absmax``, ``percentile:99.9`` or ``mse`` (a rule itself passes through).
 
     Raises:
-        QuantizationError: the text is none of the three.
+        QuantizationError: the text is none of the three, or the percentile is out of range.
 
     >>> parse_scale_rule("percentile:99.9")
     Percentile(percent=99.9)
@@ -117,9 +118,11 @@ def parse_scale_rule(rule: str | ScaleRule) -> ScaleRule:
         return BestClip()
     if word == "percentile":
         try:
-            return Percentile(float(value))
+            percent = float(value)
         except ValueError:
-            pass  # falls through to the one sentence below; a percentile out of range has its own
+            pass  # falls through to the one sentence below
+        else:
+            return Percentile(percent)  # out of range it has a sentence of its own
     message = f"scale rule {rule!r} is not known; write absmax, percentile:99.9 (any percentile), or mse"
     raise QuantizationError(message)
 
@@ -187,9 +190,7 @@ def find_scales(
     array([[1.]], dtype=float32)
     """
     scale_format = check_scale_format(scale_format, grid)
-    if not 0.0 < clip <= 1.0:
-        message = f"a clip is the fraction of absmax that the scale keeps, above 0 and at most 1, not {clip}"
-        raise QuantizationError(message)
+    check_clip(clip)
     ranges = group_ranges(matrix, granularity, extremes=grid.normalization == "signed")
     if isinstance(rule, GivenScale):
         return _given(rule, granularity.scale_shape(*matrix.weights.shape), clip)

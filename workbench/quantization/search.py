@@ -18,6 +18,7 @@ from workbench.errors import QuantizationError
 from workbench.grids import PowerGrid
 from workbench.grids.grid import Grid
 from workbench.quantization.asking import ask, ask_many
+from workbench.quantization.checks import as_grid
 from workbench.quantization.granularity import Granularity
 from workbench.quantization.minimum import golden_section, nelder_mead
 from workbench.quantization.sketch import Progress, Sketch, sketch
@@ -180,16 +181,17 @@ def search_exponent(  # noqa: PLR0917 - the words of the call, in the order they
     return _exponent_result(sketches, bits, rounding, objective, best, (EXPONENTS, clips, coarse, asked))
 
 
-def best_clip(sketch: Sketch, grid: Grid) -> ClipSearch:
+def best_clip(sketch: Sketch, grid: str | Grid) -> ClipSearch:
     """Find the one clip, shared by all groups, with the smallest error that a sketch tells: coarse grid, then golden section.
 
     Args:
         sketch: of the grid's normalization.
-        grid: any scalar grid.
+        grid: any scalar grid, or its text form.
 
     Raises:
         QuantizationError: see ``sketch_error``; also where the sketch cannot tell other clips than 1.
     """
+    grid = as_grid(grid)
     errors = ask_many(sketch, [grid], CLIPS)[0][0]
     asked = list(zip(CLIPS.tolist(), errors.tolist(), strict=True))
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from workbench.errors import QuantizationError
 from workbench.grids.grid import Grid
+from workbench.quantization.checks import as_grid
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.ranges import GroupRanges
 from workbench.quantization.report import ErrorReport
@@ -165,7 +166,7 @@ def sketch(  # noqa: PLR0917 - the words of the call, in the order they are spok
     normalization: str = "absmax",
     progress: Progress | None = None,
     cache: bool = True,
-    grid: Grid | None = None,
+    grid: str | Grid | None = None,
 ) -> Sketch:
     """Make the moment histogram of a layer in one streaming pass (or take it from the disk cache).
 
@@ -191,6 +192,7 @@ def sketch(  # noqa: PLR0917 - the words of the call, in the order they are spok
 
     granularity = parse_granularity(granularity)
     if grid is not None:
+        grid = as_grid(grid)
         normalization = grid.normalization
     if normalization not in NORMALIZATIONS:
         message = f"normalization {normalization!r} is not known; write one of {', '.join(NORMALIZATIONS)}"
@@ -203,12 +205,12 @@ def sketch(  # noqa: PLR0917 - the words of the call, in the order they are spok
     return make_sketch(layer, granularity, scaling, progress)
 
 
-def sketch_error(sketch: Sketch, grid: Grid, clip: float = 1.0) -> ErrorReport:
+def sketch_error(sketch: Sketch, grid: str | Grid, clip: float = 1.0) -> ErrorReport:
     """Return the error of any grid from a sketch, with a bound on how far it may be from the exact one.
 
     Args:
         sketch: of the grid's normalization.
-        grid: any scalar grid.
+        grid: any scalar grid, or its text form.
         clip: fraction of each group's absmax (or range) that the scale keeps, above 0 and at most 1.
 
     Returns:
@@ -223,7 +225,7 @@ def sketch_error(sketch: Sketch, grid: Grid, clip: float = 1.0) -> ErrorReport:
     """
     from workbench.quantization.asking import ask
 
-    return ask(sketch, grid, clip).report()
+    return ask(sketch, as_grid(grid), clip).report()
 
 
 def sketch_for(
