@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from workbench.checkpoints import open_model
 from workbench.grids import PowerGrid, UniformGrid, parse_grid
-from workbench.panels import GridPanel
+from workbench.panels import ErrorPanel, GridPanel, Session
 from workbench.quantization import exact_error
 
 
@@ -154,3 +157,32 @@ def test_a_closed_panel_hears_nothing_more(session):
     session.set_grid("uniform:bits=7")
     assert session.wait(60)
     assert live.bits != 7
+
+
+def test_a_layer_that_cannot_be_measured_leaves_nothing_of_the_one_before(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    broken = weight.copy()
+    broken[2, 3] = np.nan
+    save_file({"good.weight": weight, "nan.weight": broken}, tmp_path / "pair.safetensors")
+    session = Session(open_model(tmp_path / "pair.safetensors"))
+    grid_panel, error_panel = GridPanel(session), ErrorPanel(session)
+    try:
+        session.select("good")
+        assert session.wait(60)
+        assert error_panel.wait(60)
+        assert "best" in error_panel.about_map.value
+        session.select("nan")
+        assert session.wait(60)
+        assert error_panel.wait(60)
+        assert "non-finite" in grid_panel.live.info["waiting"]
+        assert grid_panel.live.info["name"] == "nan"
+        assert not any(grid_panel.live.data)
+        assert error_panel.about_map.value == ""
+        session.select("good")
+        assert session.wait(60)
+        assert "waiting" not in grid_panel.live.info
+        assert any(grid_panel.live.data)
+    finally:
+        error_panel.close()
+        grid_panel.close()
+        session.close()

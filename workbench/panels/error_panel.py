@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets as widgets
 
+from workbench.errors import WorkbenchError
 from workbench.figures.channels import channel_error_figure
 from workbench.figures.comparison import Bar, comparison_figure
 from workbench.figures.frame import framed
@@ -51,9 +52,7 @@ class ErrorPanel(FigurePanel):
         self.table = widgets.HTML(layout={"width": "100%"})
         dress = self.session.theme
         bars = self.place("bars", framed([], title="", x="grid", y="SQNR / dB", dress=dress, height=300), 420)
-        channels = self.place(
-            "channels", framed([], title="", x="output channel", y="mean squared error", dress=dress, height=300), 420
-        )
+        channels = self.place("channels", self._no_channels(), 420)
         self.on_point("channels", self._point_clicked)
         table = colour_bytes(sequential(), sequential())
         self.map = MapView(
@@ -168,7 +167,13 @@ class ErrorPanel(FigurePanel):
         def work(job: Job) -> LandscapeMap:
             from workbench.quantization import landscape, sketch
 
-            found = landscape(sketch(layer, granularity, progress=job.progress), bits, rounding=rounding)
+            try:
+                found = landscape(sketch(layer, granularity, progress=job.progress), bits, rounding=rounding)
+            except WorkbenchError:
+                with session.lock:
+                    job.check()
+                    self._clear_figures()
+                raise
             return landscape_map(found)
 
         def show(found: LandscapeMap) -> None:
@@ -195,6 +200,16 @@ class ErrorPanel(FigurePanel):
             self._place_marker()
 
         self.compute("landscape", work, show, label=f"landscape of {layer.name}", priority=5, delay=0.1)
+
+    def _clear_figures(self) -> None:
+        """Leave nothing of the layer before on screen: the present one cannot be measured."""
+        self._landscape = None
+        self.map.clear()
+        self.about_map.value = ""
+        self.draw("channels", self._no_channels())
+
+    def _no_channels(self) -> Any:
+        return framed([], title="", x="output channel", y="mean squared error", dress=self.session.theme, height=300)
 
     def _place_marker(self) -> None:
         from workbench.grids import PowerGrid

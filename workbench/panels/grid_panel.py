@@ -46,6 +46,7 @@ class GridPanel(Panel):
         self.watch(self._show_state, "grid", "granularity", "scale_rule", "clip")
         self.watch(self._show_sketch, "layer", "sketch", "grid")
         self.watch(self._show_answer, "exact", "report")
+        self.watch(self._show_failure, "message")
         self._show_state()
         self._show_sketch()
         self._show_answer()
@@ -153,6 +154,14 @@ class GridPanel(Panel):
                 return sketch(layer, granularity, normalization, progress=job.progress)
 
             session.background(f"live {id(self)}", work, self._publish, label=f"reading {layer.name}")
+
+    @guarded
+    def _show_failure(self, _change: Any = None) -> None:
+        """Say why a layer cannot be read; a sketch that arrives after all takes the sentence away."""
+        session = self.session
+        if session.message and session.layer is not None and session.sketch is None:
+            self._shown = None
+            self.live.show_failed(session.message, session.layer.name)
 
     @guarded
     def _publish(self, sketch: Sketch) -> None:

@@ -1,6 +1,6 @@
 /** Weights, a grid on them and its error, redrawn as a slider moves; Python is told at rest. */
 
-// ---- arithmetic of workbench/kernels/query.py; ties at a threshold go up (bins have a width)
+// ---- arithmetic of workbench/kernels/query.py; ties at a threshold go up
 
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x)), { abs } = Math;
 
@@ -19,7 +19,7 @@ export function openSketch(bytes) {
 	return { size, histogram, low, high, n, m0, d1, d2, N, S0, S1, S2 };
 }
 
-/** Uniform and power grids by formula, others from Python's catalogue. */
+/** Uniform and power grids by formula, others from the catalogue. */
 export function gridOf({ family, bits, exponent, rounding, range }, catalogue) {
 	const half = 2 ** (bits - 1), power = family === "power";
 	if (!power && family !== "uniform") return catalogue[family] ?? catalogue[`${family}:${bits}`];
@@ -32,7 +32,7 @@ export function gridOf({ family, bits, exponent, rounding, range }, catalogue) {
 	return { first, levels, thresholds: levels.slice(1).map((_, k) => border(k)), normalization };
 }
 
-/** Clip shrinks a grid about 0, or about the middle of a range. */
+/** Clip shrinks a grid about 0 or a range's middle. */
 export function place({ levels, thresholds, normalization }, clip) {
 	const about = normalization === "range" ? (1 - clip) / 2 : 0, put = (x) => about + clip * x;
 	return { levels: levels.map(put), thresholds: thresholds.map(put) };
@@ -40,7 +40,7 @@ export function place({ levels, thresholds, normalization }, clip) {
 
 let mass = 0, first = 0, massOff = 0, firstOff = 0; // beyond adds to these
 
-/** Mass and first moment of bin i above t, and how far each may be off. */
+/** Mass and first moment of bin i above t, and their slack. */
 function beyond({ low, high, m0, d1, d2 }, i, t) {
 	const width = high[i] - low[i], off = d1[i] / m0[i], mean = (low[i] + high[i]) / 2 + off, d = t - mean;
 	const spread = Math.max(d2[i] / m0[i] - off * off, 0) + 1e-13 * mean * mean, rise = clamp(mean - low[i], 0, width);
@@ -181,7 +181,7 @@ function drawCurve(canvas, ink, { range, floor, curve, uniform, x, y }) {
 	const Y = (v) => base - (clamp(v - floor, 0, 20) / 20) * (base - top);
 	scale(ticks(floor, floor + 20, 4), Y, signs);
 	axis(base);
-	level(Y(uniform), ink.uniform, 1.5, [6, 4]);
+	isFinite(uniform) && level(Y(uniform), ink.uniform, 1.5, [6, 4]);
 	line(curve.xs.map((v, i) => [X(v), Y(decibel(curve.ys[i]))]), ink.levels, 2);
 	if (curve.xs[0]) upright(X(curve.x), Y(decibel(curve.y)), base, ink.best, 1.5, [2, 3]);
 	if (x === null) return;
@@ -248,8 +248,8 @@ function render({ model, el }) {
 			sqnr_note: within((4.343 * bound).toPrecision(2) + " dB") || (sure ? "exact" : "at rest"),
 			mse: known ? badge + scientific((error * info.energy) / info.count) : "…",
 			mse_note: within(part(bound)),
-			uniform: "≈ " + db(rival),
-			uniform_note: `${range}, clip ${uniform.x.toFixed(3)}`,
+			uniform: sketch.size ? "≈ " + db(rival) : "…",
+			uniform_note: sketch.size ? `${range}, clip ${uniform.x.toFixed(3)}` : "",
 			gain: compared ? (gain < 0 ? "" : "+") + db(gain) : "…",
 			gain_note: compared ? (error / uniform.y).toPrecision(3) + " × its error" : "",
 			hint: hint || get("message"),
@@ -261,7 +261,7 @@ function render({ model, el }) {
 			const text = words[node.dataset.out];
 			if (node.textContent !== text) node.textContent = text;
 		}
-		for (const button of all("button")) button.disabled = !ready || isApart(button);
+		for (const button of all("button")) button.disabled = !ready || isApart(button) || (mse && button.dataset.best !== "exponent");
 		drawWeights(hist, ink, { ...info, levels, thresholds, share, counts: sketch.histogram, code, spot, log: s.log_counts });
 		const tops = [made.exponent.y, made.clip.y, uniform.y].map(decibel).filter(isFinite), floor = 5 * Math.ceil((Math.max(0, ...tops) + 1) / 5) - 20;
 		for (const canvas of curves) {
@@ -305,7 +305,7 @@ function render({ model, el }) {
 		redraw();
 	}
 
-	/** Python's state comes in, unless the person's hand is on it: theirs wins. */
+	/** Python's state comes in, unless the person's hand is on it. */
 	function take() {
 		if (!(saving || dirty || held)) for (const key of keys) s[key] = get(key);
 		show();
@@ -328,7 +328,7 @@ function render({ model, el }) {
 		edit({ exponent, clip: along(power(exponent)).x });
 	}
 
-	/** Light or dark: the page's ground, else the system. */
+	/** Light or dark: the page, else the system. */
 	function dress() {
 		root.dataset.theme = "";
 		const style = getComputedStyle(root), [r, g, b, a = 1] = style.backgroundColor.match(/[\d.]+/g).map(Number);

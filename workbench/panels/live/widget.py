@@ -210,6 +210,12 @@ class LiveGrid(anywidget.AnyWidget):
         """Say that a sketch is on its way (``reading ...``); the numbers stand aside until it is there."""
         self.info = {**self.info, "waiting": words, **({} if name is None else {"name": name})}
 
+    def show_failed(self, words: str, name: str) -> None:
+        """Say why a layer has no numbers, with nothing of the layer before it left on the page."""
+        with self.hold_sync():
+            self.info = {**_no_info(), "range": "asymmetric", "name": name, "waiting": words}
+            self.data = bytes(4 * transport.PICTURE_BINS)
+
     def show_exact(self, report: ErrorReport | None, state: Mapping[str, Any] | None = None) -> None:
         """Show a report as the answer to a state (the present one); None takes the answer back."""
         if report is None or not math.isfinite(report.bound):
