@@ -33,6 +33,9 @@ STYLE = """
 .qwb .qwb-main { display: grid; gap: 8px; grid-template: "layers grid" auto "tabs tabs" auto / minmax(370px, 5fr) minmax(0, 9fr); }
 .qwb .qwb-main > * { width: auto; min-width: 0; margin: 0; overflow: visible; }
 .qwb .qwb-main > :nth-child(1) { grid-area: layers; max-height: 960px; }
+.qwb .qwb-main > :nth-child(1) > *, .qwb .qwb-main > :nth-child(1) > * > :last-child { min-height: 0; overflow: hidden; }
+.qwb .qwb-main > :nth-child(1) :has(> .qwb-layers) { display: flex; flex-direction: column; flex: 1 1 auto; }
+.qwb .qwb-main > :nth-child(1) .qwb-body > * { flex: 1 1 auto !important; min-height: 0; }
 .qwb .qwb-main > :nth-child(2) { grid-area: grid; }
 .qwb .qwb-main > :nth-child(3) { grid-area: tabs; }
 @container (min-width: 1500px) { .qwb .qwb-main { grid-template: "layers grid" auto "layers tabs" 1fr / minmax(370px, 5fr) minmax(0, 9fr); } }
