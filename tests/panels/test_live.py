@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -121,7 +122,8 @@ def test_kmeans_without_a_layer_is_one_clear_sentence():
 def test_packing_keeps_every_error(weight, normalization, max_bins):
     """float32 moments about the bins' middles change errors by float32's own precision, even tiny ones."""
     full = sketch(weight, "channel", normalization)
-    coarse = transport.coarsen(full, max_bins)
+    # Bins travel without the knowledge of which hold a single value (``sharp_borders``): their bound is wider for it.
+    coarse = replace(transport.coarsen(full, max_bins), bfloat16=False)
     seen = transport.unpack_sketch(transport.pack_sketch(full, max_bins), full)
     assert len(seen.n) <= max_bins
     assert seen.n.sum() == full.count

@@ -62,6 +62,26 @@ def test_the_bound_holds_and_is_below_two_per_mille(granularity, kind, bits):
             assert report.count == w.size
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group:32"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_piles_of_bfloat16_weights_on_a_border_cost_no_bound(granularity, bits):
+    w = layer("gauss", shape=(256, 768), dtype=BF16)
+    made = sketch(w, granularity)
+    for grid in (PowerGrid(bits=bits, exponent=0.5), UniformGrid(bits=bits), PowerGrid(bits=bits, exponent=0.25)):
+        exact = exact_error(w, grid, granularity)
+        report = sketch_error(made, grid)
+        assert within(report, exact), grid
+        assert report.bound < 0.002, grid
+    low, high = made.sharp_borders
+    assert np.all(np.diff(low) > 0)
+    assert np.all(np.diff(high) > 0)
+    scale = np.abs(w.astype(np.float64)).max(axis=1, keepdims=True)
+    if granularity == "channel":
+        u = w.astype(np.float64) / scale
+        for pile in np.flatnonzero(low == high):
+            assert made.n[pile] == np.count_nonzero(u == low[pile])
+
+
 @settings(max_examples=50)
 @given(
     st.sampled_from(["gauss", "student", "rows", "few", "positive", "zero"]),

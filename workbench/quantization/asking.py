@@ -120,7 +120,8 @@ def ask(sketch: Sketch, grid: Grid, clip: float = 1.0) -> Answer:
         steps = largest / (abs(scale) * gap) if scale != 0.0 else math.nan
         return Answer(sketch, error, 0.0, decoded, largest, steps)
     thresholds, levels = on_axis(sketch, grid, clip)
-    found = query.query(sketch.value_min, sketch.value_max, sketch.moments, sketch.running, thresholds, levels, 1.0)
+    low, high = sketch.sharp_borders if clip == 1.0 else (sketch.value_min, sketch.value_max)
+    found = query.query(low, high, sketch.moments, sketch.running, thresholds, levels, 1.0)
     error, slack, decoded = finish(sketch, found)
     if _zero_points_differ(sketch, grid):
         slack = math.inf

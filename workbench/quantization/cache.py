@@ -17,7 +17,7 @@ import numpy as np
 from workbench.quantization.sketch import Sketch
 
 #: Part of every key: raise it when bins, moments or fields change their meaning.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: The oldest files go when all of them together are larger than this.
 MAX_BYTES = 2 << 30

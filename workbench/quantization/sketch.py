@@ -79,6 +79,8 @@ class Sketch:
     """float64: sum of s^2 o of each bin, for ``range`` sketches."""
     offset_energy: float = 0.0
     """Sum of s^2 o^2."""
+    bfloat16: bool = False
+    """Whether weights and scales all are bfloat16 numbers (see ``sharp_borders``)."""
     clips_freely: bool = True
     """Whether other clips than 1 follow from this sketch (not where a format or zero point rounded under clip 1)."""
 
@@ -103,6 +105,24 @@ class Sketch:
         """n, m0, m1, m2 and the offset moment side by side, as the kernels read them."""
         z = np.zeros_like(self.n) if self.offset_moment is None else self.offset_moment
         return np.ascontiguousarray(np.stack([self.n, self.m0, self.m1, self.m2, z], axis=1))
+
+    @cached_property
+    def sharp_borders(self) -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
+        """Least and largest u of each bin at clip 1, where piles on powers of two are known to be exactly there.
+
+        A quotient of two bfloat16 numbers is a power of two, or at least 1/256 away from it: the significands are whole
+        numbers below 256. So a logarithmic bin that starts at 2^-k holds that one value, which is where a power grid
+        of exponent 1/2 has borders, and many weights sit.
+        """
+        if not self.bfloat16:
+            return self.value_min, self.value_max
+        low, high = self.value_min.copy(), self.value_max.copy()
+        start = 1.0 - 2.0**-23  # a bin's border is moved out by that much, for rounding
+        for inner, sign in ((self.value_min, 1.0), (-self.value_max, -1.0)):
+            mantissa, exponent = np.frexp(inner)
+            pile = mantissa == start
+            low[pile] = high[pile] = sign * np.ldexp(1.0, exponent[pile])
+        return low, high
 
     @cached_property
     def running(self) -> Float[np.ndarray, "borders 9"]:
@@ -148,6 +168,7 @@ class Sketch:
             m1=add(self.m1, starts),
             m2=add(self.m2, starts),
             exact=False,
+            bfloat16=False,
             weights=None,
             offset_moment=joined,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from workbench.grids.grid import Grid
@@ -184,6 +185,7 @@ def _bin_weights(matrix: Matrix, granularity: Granularity, scaling: Scaling, tel
         zero_steps=scaling.zero_steps,
         offset_moment=np.ascontiguousarray(moments[:, 4]) if linear else None,
         offset_energy=float(moments[:, 5].sum()) if linear else 0.0,
+        bfloat16=not linear and scaling.grid is None and matrix.weights.dtype == ml_dtypes.bfloat16,
         clips_freely=scaling.grid is None,
     )
 
