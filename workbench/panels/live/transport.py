@@ -85,6 +85,7 @@ def unpack_sketch(data: bytes, like: Sketch) -> Sketch:
         m1=(first + middle * m0) * energy,
         m2=(second + 2.0 * middle * first + middle**2 * m0) * energy,
         exact=False,
+        bfloat16=False,
         weights=None,
         offset_moment=None,
     )
