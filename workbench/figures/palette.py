@@ -186,8 +186,3 @@ def sequential() -> UInt8[np.ndarray, "256 3"]:
             "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
         ]
     )  # fmt: skip
-
-
-def colorscale(table: UInt8[np.ndarray, "256 3"]) -> list[list[float | str]]:
-    """Return a colour table as the colour scale that plotly reads (17 stops)."""
-    return [[i / 16, "#{:02x}{:02x}{:02x}".format(*table[min(255, i * 16)])] for i in range(17)]

@@ -210,10 +210,8 @@ class Worker:
             else:
                 next(job.steps)
                 more = True
-        except StopIteration:
-            pass
-        except Cancelled:
-            pass
+        except (StopIteration, Cancelled):
+            pass  # the last step is done, or nobody wants the rest: either way the job ends below, and that is no error
         except Exception as error:
             if not job.stale:
                 self._tell(self._fail, error)
