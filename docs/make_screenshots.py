@@ -26,7 +26,7 @@ from live_driver import LivePanel  # noqa: E402
 
 LARGEST = 300_000  # bytes a picture may take in the repository
 LAYER = "model.layers.0.mlp.down_proj"
-TABS = ("Weights", "Outliers", "Error")
+TABS = ("Weights", "Outliers", "Error", "Integer")
 
 
 @contextmanager
@@ -73,6 +73,8 @@ def take_pictures(work: Path) -> list[Path]:
         taken = [lab.screenshot("workbench-light", whole), lab.screenshot("live-grid", ".wb-live")]
         for tab in TABS:
             page.get_by_role("tab", name=tab, exact=True).click()
+            if tab == "Integer":
+                page.wait_for_selector("table.qwb-two td", timeout=120_000)  # the model has run once by then
             settle(lab, live)
             taken.append(lab.screenshot(f"{tab.lower()}-panel", ".qwb-tabs"))
         page.get_by_role("tab", name=TABS[0], exact=True).click()

@@ -14,6 +14,8 @@ from hypothesis import settings
 # Before anything imports huggingface_hub or the workbench: both read the environment once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Threads that wait by spinning starve each other where several runs share the cores; sleeping ones do not.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "WORKBENCH_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="workbench-test-cache-", ignore_cleanup_errors=True)
     os.environ["WORKBENCH_CACHE"] = _cache.name

@@ -39,10 +39,16 @@ GUESTS = {
     "IPython": {"panels"},
     "typer": {"shell", "cli"},
     "numba": {"kernels"},
-    "gguf": {"checkpoints"},
+    "gguf": {"checkpoints", "integer"},
     "huggingface_hub": {"checkpoints"},
+    "tflite": {"integer"},
+    "onnx": {"integer"},
+    "onnxruntime": {"integer"},
+    "ai_edge_litert": {"integer"},
+    "tflite_micro": {"integer"},
 }
-LATE = {"torch", "transformers", "pandas", "gguf", "huggingface_hub"}
+LATE = {"torch", "transformers", "pandas", "gguf", "huggingface_hub", "tflite"}
+LATE |= {"onnx", "onnxruntime", "ai_edge_litert", "tflite_micro"}
 
 
 def module_name(path: Path) -> str:
@@ -117,7 +123,7 @@ def test_modules_form_no_cycle():
 def test_importing_the_package_loads_nothing_heavy():
     script = "import sys, workbench; print(*sorted({n.split('.')[0] for n in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"torch", "transformers", "numba", "plotly", "ipywidgets", "pandas", "gguf", "numpy"}
+    heavy = {"torch", "transformers", "numba", "plotly", "ipywidgets", "pandas", "gguf", "numpy", "tflite"}
     assert not heavy & set(loaded)
 
 

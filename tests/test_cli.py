@@ -74,6 +74,19 @@ def test_error_is_the_library_s_own_number(checkpoint, capsys):
     model.close()
 
 
+def test_error_fits_a_binary_coding_and_refuses_what_it_cannot_take(checkpoint, capsys):
+    arguments = ["error", checkpoint, "blocks.1.mlp.down_proj", "--grid", "bcq:bits=3", "--granularity", "group:32"]
+    assert main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    model = workbench.open_model(checkpoint)
+    layer = model["blocks.1.mlp.down_proj"]
+    assert record["mse"] == workbench.error(layer, workbench.quantize(layer, "bcq:bits=3", "group:32")).mse
+    assert record["bits_per_weight"] == 3 + (3 + 1) * 32 / 32
+    model.close()
+    assert main([*arguments, "--scale", "mse"]) == 2
+    assert "takes neither a scale rule nor a clip" in capsys.readouterr().err
+
+
 def test_error_prints_a_readable_table(checkpoint, capsys):
     assert main(["error", checkpoint, "blocks.0.mlp.down_proj", "--grid", "nf4", "--clip", "0.9"]) == 0
     out = capsys.readouterr().out

@@ -19,6 +19,7 @@ _HOME_OF = {
     "Layer": "workbench.checkpoints",
     "Model": "workbench.checkpoints",
     "AdditivePowerGrid": "workbench.grids",
+    "BinaryCodingGrid": "workbench.grids",
     "CodebookGrid": "workbench.grids",
     "FloatGrid": "workbench.grids",
     "Grid": "workbench.grids",
@@ -38,6 +39,20 @@ _HOME_OF = {
     "search_exponent": "workbench.quantization",
     "sketch": "workbench.quantization",
     "sketch_error": "workbench.quantization",
+    "Recipe": "workbench.quantization.recipe",
+    "IntegerModel": "workbench.integer",
+    "integerize": "workbench.integer",
+    "LayerRun": "workbench.integer",
+    "level_table": "workbench.integer",
+    "run_layer": "workbench.integer",
+    "run_judges": "workbench.integer.judges",
+    "JudgeTable": "workbench.integer.judges",
+    "LayerInputs": "workbench.calibration.layer_inputs",
+    "layer_inputs": "workbench.calibration.layer_inputs",
+    "ErrorBudget": "workbench.evaluation",
+    "accuracy": "workbench.evaluation",
+    "error_budget": "workbench.evaluation",
+    "RecipeError": "workbench.errors",
     "Session": "workbench.panels",
     "Workbench": "workbench.panels",
     "demo_path": "workbench.resources",
@@ -47,10 +62,13 @@ _HOME_OF = {
 __all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from workbench.calibration.layer_inputs import LayerInputs, layer_inputs
     from workbench.checkpoints import Layer, Model, open_model
-    from workbench.errors import WorkbenchError
+    from workbench.errors import RecipeError, WorkbenchError
+    from workbench.evaluation import ErrorBudget, accuracy, error_budget
     from workbench.grids import (
         AdditivePowerGrid,
+        BinaryCodingGrid,
         CodebookGrid,
         FloatGrid,
         Grid,
@@ -59,6 +77,8 @@ if TYPE_CHECKING:
         UniformGrid,
         parse_grid,
     )
+    from workbench.integer import IntegerModel, LayerRun, integerize, level_table, run_layer
+    from workbench.integer.judges import JudgeTable, run_judges
     from workbench.panels import Session, Workbench
     from workbench.quantization import (
         ErrorReport,
@@ -74,6 +94,7 @@ if TYPE_CHECKING:
         sketch,
         sketch_error,
     )
+    from workbench.quantization.recipe import Recipe
     from workbench.resources import demo_path
 
 

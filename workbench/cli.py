@@ -1,6 +1,6 @@
-"""The workbench from a shell: ``workbench lab``, ``app``, ``inspect``, ``error``; also reachable as ``jupyter workbench``.
+"""The workbench from a shell: ``lab``, ``app``, ``inspect``, ``error``, ``judge``; also as ``jupyter workbench``.
 
-Exit codes: 0 done, 2 the person asked for something that cannot be (one sentence on standard error says what and why).
+Exit codes: 0 done, 1 a judge disagrees where none may, 2 the person asked for something that cannot be (one sentence on standard error says what and why).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 import workbench
 from workbench.errors import WorkbenchError
 
+DISAGREEMENT = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -154,6 +155,61 @@ def layer_error(
         _write_json({"source": source, **record})
     else:
         show.make_console().print(show.error_table(record))
+
+
+@app.command("judge")
+def judge(
+    *,
+    semantics: Annotated[
+        list[str] | None,
+        typer.Option("--semantics", help="Only this semantics (may be given several times).", metavar="NAME"),
+    ] = None,
+    operator: Annotated[
+        list[str] | None,
+        typer.Option("--operator", help="Only operators that start with this word, e.g. conv2d.", metavar="WORD"),
+    ] = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", help="Only this judge: tflm, litert, litert-default, onnxruntime, onnx, torch, tosa, ..."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the random layers.")] = 0,
+    models: Annotated[int, typer.Option("--models", help="Random layers per row.")] = 12,
+    tosa_python: Annotated[
+        str | None,
+        typer.Option(
+            "--tosa-python",
+            help="An interpreter of an environment that has tosa-tools.",
+            envvar="WORKBENCH_TOSA_PYTHON",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare integer operators with every installed runtime on random layers; exit code 1 where one must agree and does not."""
+    from workbench.integer.judges import run_judges
+    from workbench.shell import judge as shown
+    from workbench.shell.show import make_console
+
+    with shown.progress_bar() as advance:
+        table = run_judges(
+            semantics or None,
+            operator or None,
+            seed,
+            models,
+            judges=judges or None,
+            tosa_python=tosa_python,
+            progress=advance,
+        )
+    if as_json:
+        _write_json(table.to_dict())
+    else:
+        console = make_console()
+        console.print(shown.judge_table(table))
+        for line in shown.remarks(table):
+            console.print(line, soft_wrap=True)
+    if not table.kept:
+        raise typer.Exit(DISAGREEMENT)
 
 
 def _write_json(value: object) -> None:

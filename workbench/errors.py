@@ -27,5 +27,21 @@ class QuantizationError(WorkbenchError, ValueError):
     """A tensor cannot be quantized as asked (granularity, scale rule, shape or values)."""
 
 
+class RecipeError(QuantizationError):
+    """A recipe has a word or a setting that does not exist."""
+
+
+class IntegerError(WorkbenchError, ValueError):
+    """An integer operator cannot run on what it was given (dtype, shape, zero point, range)."""
+
+
+class SemanticsError(IntegerError):
+    """No runtime of this name, or a factor, multiplier or operator that the named runtime does not have."""
+
+
+class AccumulatorOverflowError(IntegerError, ArithmeticError):
+    """A sum left its accumulator, and nobody asked for it to wrap or saturate."""
+
+
 class Cancelled(WorkbenchError):  # noqa: N818 - no error: the person asked for it
     """The person stopped a long run; what had been finished is kept."""

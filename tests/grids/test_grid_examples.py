@@ -8,7 +8,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["uniform", "power", "logarithmic", "additive", "floating", "codebook", "text"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "power", "logarithmic", "additive", "floating", "codebook", "binary_coding", "text"]
+)
 def test_examples(name):
     outcome = doctest.testmod(importlib.import_module(f"workbench.grids.{name}"))
     assert outcome.attempted > 0

@@ -13,7 +13,13 @@ import workbench
 from workbench.resources import notebooks_path
 
 NOTEBOOKS = sorted(notebooks_path().glob("*.ipynb"))
-EXPECTED = {"00_workbench.ipynb", "01_grids.ipynb", "02_your_own_model.ipynb"}
+EXPECTED = {
+    "00_workbench.ipynb",
+    "01_grids.ipynb",
+    "02_your_own_model.ipynb",
+    "03_integer_only.ipynb",
+    "04_lut_gemm.ipynb",
+}
 MAX_LINES = 15
 
 

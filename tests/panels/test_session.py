@@ -430,3 +430,10 @@ session.close()
 
 def test_bfloat16_codes_stay_on_disk_until_asked(session):
     assert session.layer.weight.dtype == np.dtype(ml_dtypes.bfloat16)
+
+
+def test_a_grid_without_fixed_levels_is_refused_with_a_sentence(session):
+    before = session.grid
+    session.set_grid("bcq:bits=3")
+    assert session.grid == before
+    assert "no levels of its own" in session.message

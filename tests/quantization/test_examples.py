@@ -16,6 +16,7 @@ MODULES = [
     "bits",
     "quantize",
     "metrics",
+    "binary_coding",
 ]
 
 

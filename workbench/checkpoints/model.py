@@ -63,6 +63,8 @@ class Model(Mapping[str, "Layer"]):
         """Names that share another layer's weights -> that layer."""
         self.tensors: Mapping[str, StoredTensor] = MappingProxyType(dict(tensors))
         """Every stored tensor by its name in the source: biases, buffers and scales too."""
+        self.module: Any = None
+        """The ``torch.nn.Module`` that was opened; None for files and arrays."""
         self._files = files
 
     @cached_property

@@ -150,7 +150,7 @@ def _open_module(module: torch.nn.Module) -> Model:
     tied = {layer_name(alias): layer_name(name) for alias, name in contents.tied.items()}
     untied = {**config, "tie_word_embeddings": False}  # the module itself says what is shared
     title = type(module).__name__
-    return Model(
+    model = Model(
         name=title,
         source=title,
         format="module",
@@ -161,6 +161,8 @@ def _open_module(module: torch.nn.Module) -> Model:
         config=config,
         quantization=decoded.scheme,
     )
+    model.module = module
+    return model
 
 
 def _build(

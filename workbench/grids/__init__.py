@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.grids.additive import AdditivePowerGrid
+from workbench.grids.binary_coding import BinaryCodingGrid
 from workbench.grids.codebook import CodebookGrid
 from workbench.grids.floating import FloatGrid
 from workbench.grids.grid import Grid, Normalization, ScaleFormat
@@ -15,6 +16,7 @@ __all__ = [
     "FAMILIES",
     "PRESETS",
     "AdditivePowerGrid",
+    "BinaryCodingGrid",
     "CodebookGrid",
     "FloatGrid",
     "Grid",

@@ -31,7 +31,7 @@ class Grid(ABC):
     codes are computed when first asked for, kept, and read-only.
     """
 
-    #: ``uniform``, ``power``, ``log``, ``apot``, ``float``, ``nf4`` or ``codebook``: the first word of the text form
+    #: ``uniform``, ``power``, ``log``, ``apot``, ``float``, ``nf4``, ``codebook`` or ``bcq``: the first word of the text form
     #: (formats with a name of their own, such as ``mxfp4``, are of the family ``float``).
     family: ClassVar[str]
     #: Parameters that the text form always shows; the others only where they differ from their default.
@@ -59,6 +59,16 @@ class Grid(ABC):
     def scale_format(self) -> ScaleFormat | None:
         """Format that the grid's definition stores a scale in; None where the grid leaves it open (float32)."""
         return None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether levels are fitted to each group of weights: ``levels`` and ``thresholds`` then raise ``GridError``."""
+        return False
+
+    @property
+    def scales_per_group(self) -> int:
+        """Scales that one group of weights stores."""
+        return 1
 
     @property
     def block(self) -> int | None:

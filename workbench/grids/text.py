@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from workbench.errors import GridError
 from workbench.grids.additive import AdditivePowerGrid
+from workbench.grids.binary_coding import BinaryCodingGrid
 from workbench.grids.checks import nearest, shown
 from workbench.grids.codebook import CODEBOOKS, CodebookGrid
 from workbench.grids.floating import FLOAT_PRESETS, FloatGrid
@@ -18,7 +19,8 @@ from workbench.grids.power import PowerGrid
 from workbench.grids.uniform import UniformGrid
 
 FAMILIES: dict[str, type[Grid]] = {
-    grid.family: grid for grid in (UniformGrid, PowerGrid, LogGrid, AdditivePowerGrid, FloatGrid, CodebookGrid)
+    grid.family: grid
+    for grid in (UniformGrid, PowerGrid, LogGrid, AdditivePowerGrid, FloatGrid, CodebookGrid, BinaryCodingGrid)
 }
 """The families by the first word of their text form. A new family is added here."""
 
@@ -31,8 +33,8 @@ def parse_grid(text: str | Grid) -> Grid:
 
     ``family:name=value,...`` such as ``uniform:bits=4``, ``uniform:bits=4,range=asymmetric``,
     ``power:bits=4,exponent=0.55,rounding=nearest``, ``log:bits=4``, ``apot:bits=4``,
-    ``float:exponent_bits=3,mantissa_bits=4``, ``codebook:levels=-1.0/0.0/0.5/1.0``; or a name: ``nf4``, ``e2m1``,
-    ``e4m3``, ``mxfp4``, ``nvfp4``, ... Capitals and spaces do not matter; what is left out has its default.
+    ``float:exponent_bits=3,mantissa_bits=4``, ``codebook:levels=-1.0/0.0/0.5/1.0``, ``bcq:bits=3``; or a name: ``nf4``,
+    ``e2m1``, ``e4m3``, ``mxfp4``, ``nvfp4``, ... Capitals and spaces do not matter; what is left out has its default.
 
     >>> parse_grid("power:bits=4,exponent=0.55")
     PowerGrid(bits=4, exponent=0.55, rounding='power', signed=True, shifted=False)

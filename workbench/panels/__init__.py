@@ -15,12 +15,16 @@ _HOME_OF = {
     "WeightsPanel": "weights_panel",
     "OutliersPanel": "outliers_panel",
     "ErrorPanel": "error_panel",
+    "IntegerPanel": "integer_panel",
+    "FollowPanel": "follow_panel",
     "LiveGrid": "live",
 }
 
 __all__ = [
     "ErrorPanel",
+    "FollowPanel",
     "GridPanel",
+    "IntegerPanel",
     "LayersPanel",
     "LiveGrid",
     "OutliersPanel",
@@ -33,7 +37,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from workbench.panels.error_panel import ErrorPanel
+    from workbench.panels.follow_panel import FollowPanel
     from workbench.panels.grid_panel import GridPanel
+    from workbench.panels.integer_panel import IntegerPanel
     from workbench.panels.layers_panel import LayersPanel
     from workbench.panels.live import LiveGrid
     from workbench.panels.outliers_panel import OutliersPanel

@@ -10,6 +10,7 @@ import traitlets
 from workbench.panels.theme import STYLE
 
 if TYPE_CHECKING:
+    from workbench.panels.integer_state import IntegerState
     from workbench.panels.session import Session
 
 
@@ -79,6 +80,17 @@ def preamble(session: Session, *names: str) -> str:
             f"grid = parse_grid({str(session.grid)!r})",
         ]
     )
+
+
+def run_lines(session: Session, state: IntegerState) -> str:
+    """Return the lines that run the session's layer in integers as the integer panel does; they define ``run``."""
+    named = [f"    {name}={value!r}," for name, value in state.options().items()]
+    if state.inputs is not None and state.inputs.origin == "gaussian":
+        head = [preamble(session, "run_layer"), "", "from workbench.calibration.layer_inputs import gaussian_inputs"]
+        inputs = "gaussian_inputs(layer)"
+    else:
+        head, inputs = [preamble(session, "layer_inputs", "run_layer")], "layer_inputs(model, layer)"
+    return "\n".join([*head, "", "run = run_layer(", f"    layer, {inputs}, grid=grid,", *named, ")"])
 
 
 def model_line(session: Session) -> str:

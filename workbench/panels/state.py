@@ -56,11 +56,18 @@ def read_grid(_session: Any, value: Any) -> Any:
     from workbench.grids import Grid, parse_grid
 
     if isinstance(value, Grid):
-        return value
+        return _with_levels(value)
     if not isinstance(value, str):
         message = f"a grid is written as text, e.g. power:bits=4,exponent=0.55, not {_short(value)}"
         raise GridError(message)
-    return parse_grid(value)
+    return _with_levels(parse_grid(value))
+
+
+def _with_levels(grid: Any) -> Any:
+    """Refuse a grid that has no levels before there are weights: nothing could be drawn or asked of a sketch."""
+    if grid.fitted:
+        _ = grid.levels  # raises the sentence that says so
+    return grid
 
 
 def read_granularity(_session: Any, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The whole workbench in one cell: model bar, layers, the live grid, and the views of weights, outliers and errors."""
+"""The whole workbench in one cell: model bar, layers, the live grid, and the views of weights, outliers, errors and integers."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class Workbench(Panel):
             ("Weights", _weights_panel),
             ("Outliers", _outliers_panel),
             ("Error", _error_panel),
+            ("Integer", _integer_panel),
         )
         holders = [widgets.VBox(layout={"width": "auto", "min_height": "120px"}) for _ in self._makers]
         self.tabs = widgets.Tab(holders, titles=tuple(name for name, _ in self._makers), selected_index=0)
@@ -154,6 +155,12 @@ def _error_panel(session: Session) -> Panel:
     from workbench.panels.error_panel import ErrorPanel
 
     return ErrorPanel(session)
+
+
+def _integer_panel(session: Session) -> Panel:
+    from workbench.panels.integer_panel import IntegerPanel
+
+    return IntegerPanel(session)
 
 
 def _after_the_cell(action: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ Imports stand in the order of the modules' own needs. They are eager because som
 the import system would otherwise leave the module where the function belongs.
 """
 
+from workbench.quantization.binary_coding import BinaryCodedTensor, from_uniform, quantize_binary
 from workbench.quantization.bits import Storage, bits_per_weight, storage
 from workbench.quantization.exact import best_group_clips, exact_error
 from workbench.quantization.granularity import PerAxis, PerGroup, PerTensor, parse_granularity
@@ -33,6 +34,7 @@ from workbench.quantization.statistics import (
 __all__ = [
     "AbsMax",
     "BestClip",
+    "BinaryCodedTensor",
     "ChannelStatistics",
     "ClipSearch",
     "CodebookFit",
@@ -60,6 +62,7 @@ __all__ = [
     "bits_per_weight",
     "error",
     "exact_error",
+    "from_uniform",
     "histogram",
     "kmeans",
     "landscape",
@@ -70,6 +73,7 @@ __all__ = [
     "parse_scale_rule",
     "qq_points",
     "quantize",
+    "quantize_binary",
     "search_exponent",
     "sketch",
     "sketch_error",

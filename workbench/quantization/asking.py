@@ -73,6 +73,7 @@ def check_question(sketch: Sketch, grid: Grid, clip: float) -> None:
 
     Raises:
         QuantizationError: see ``sketch_error``.
+        GridError: the grid's levels are fitted to groups of weights, which a sketch does not know.
     """
     if not isinstance(sketch, Sketch):
         message = (
@@ -80,6 +81,8 @@ def check_question(sketch: Sketch, grid: Grid, clip: float) -> None:
         )
         raise QuantizationError(message)
     check_clip(clip)
+    if grid.fitted:
+        _ = grid.levels  # raises the sentence that says why there are none
     if sketch.exact:
         return
     if grid.normalization != sketch.normalization:

@@ -79,7 +79,7 @@ def storage(
     scale_format = check_scale_format(scale_format, grid)
     rows = shape[0] if len(shape) > 1 else 1
     groups = prod(parse_granularity(granularity).scale_shape(rows, count // rows))
-    scales = groups * SCALE_BITS[scale_format] + (FLOAT32_BITS if scale_format == "e4m3" else 0)
+    scales = groups * grid.scales_per_group * SCALE_BITS[scale_format] + (FLOAT32_BITS if scale_format == "e4m3" else 0)
     if grid.normalization != "range":
         zeros = 0
     elif grid.integer_zero_point:

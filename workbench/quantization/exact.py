@@ -49,7 +49,7 @@ def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are
 
     Args:
         layer: a ``Layer``, an array or a tensor (``as_matrix``).
-        grid: any scalar grid, or its text form.
+        grid: any grid, or its text form.
         granularity: what shares a scale.
         scale: ``absmax``, ``percentile:99.9`` or ``mse``, or a scale rule.
         clip: fraction of the rule's scale to keep, in (0, 1].
@@ -66,11 +66,36 @@ def exact_error(  # noqa: PLR0917 - the words of the call, in the order they are
     rule = parse_scale_rule(scale)
     scale_format = check_scale_format(scale_format, grid)
     check_clip(clip)
+    if grid.fitted:
+        return _fitted_error(layer, grid, granularity, rule, clip, scale_format, per_channel, progress)
     matrix = as_matrix(layer)
     tell = progress or (lambda fraction: None)
     tell(0.0)
     scales = _scales(matrix, grid, granularity, rule, clip, scale_format, tell)
     return _measure(matrix, grid, granularity, scales, clip, scale_format, per_channel=per_channel, tell=tell)
+
+
+def _fitted_error(  # noqa: PLR0917
+    layer: Any,
+    grid: Grid,
+    granularity: Granularity,
+    rule: ScaleRule,
+    clip: float,
+    scale_format: str,
+    per_channel: bool,
+    progress: Progress | None,
+) -> ErrorReport:
+    """Fit the grid to the layer, then compare: there is no one pass where every group first finds its own levels."""
+    from workbench.quantization.metrics import error
+    from workbench.quantization.quantize import quantize
+
+    tell = progress or (lambda fraction: None)
+    tell(0.0)
+    quantized = quantize(layer, grid, granularity, rule, clip, scale_format)
+    tell(0.9)
+    report = error(layer, quantized, per_channel=per_channel)
+    tell(1.0)
+    return report
 
 
 def _scales(  # noqa: PLR0917

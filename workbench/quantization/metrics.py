@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.errors import QuantizationError
-from workbench.quantization.blocks import row_blocks, rows_of, spread
+from workbench.quantization.blocks import row_blocks, spread
 from workbench.quantization.quantize import QuantizedTensor
 from workbench.quantization.report import ErrorReport
 from workbench.quantization.source import Matrix, as_matrix
@@ -93,9 +93,8 @@ def _row_sums(left: np.ndarray, right: np.ndarray, importance: np.ndarray | None
 
 
 def _largest_in_steps(gap: np.ndarray, quantized: QuantizedTensor, start: int, stop: int) -> float:
-    """Return the largest error of a block in steps: abs(scale) of its group times the grid's widest gap."""
-    step = np.abs(rows_of(quantized.scale, start, stop).astype(np.float64)) * np.diff(quantized.grid.levels).max()
-    step = np.broadcast_to(spread(step, gap.shape[1], quantized.group_size), gap.shape)
+    """Return the largest error of a block in steps of its group (``QuantizedTensor.steps``)."""
+    step = np.broadcast_to(spread(quantized.steps(start, stop), gap.shape[1], quantized.group_size), gap.shape)
     steps = np.divide(gap, step, out=np.where(gap > 0.0, np.inf, 0.0), where=step > 0.0)
     return float(steps.max())
 

@@ -17,7 +17,7 @@ from workbench.quantization.blocks import row_blocks, rows_of
 from workbench.quantization.checks import as_grid
 from workbench.quantization.granularity import Granularity, parse_granularity
 from workbench.quantization.scale_formats import check_scale_format, unit_count
-from workbench.quantization.scales import ScaleRule, find_scales, parse_scale_rule
+from workbench.quantization.scales import ScaleRule, check_no_scale_rule, find_scales, parse_scale_rule
 from workbench.quantization.source import as_matrix
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ class QuantizedTensor:
         scale, offset = (rows_of(part, start, stop) for part in (self.scale, self.offset))
         return decode_rows(index, self.grid, scale, offset, self.group_size)
 
+    def steps(self, start: int, stop: int) -> Float[np.ndarray, "rows groups"]:
+        """Return each group's step in rows ``start`` to ``stop``, float64: abs(scale) times the grid's widest gap."""
+        return np.abs(rows_of(self.scale, start, stop).astype(np.float64)) * np.diff(self.grid.levels).max()
+
     def dequantize(self) -> Float[np.ndarray, "..."]:
         """Return the weights that the codes stand for: float32, in the tensor's own shape."""
         rows, columns = self.codes.shape
@@ -134,6 +138,9 @@ class QuantizedTensor:
                 return index
         return np.searchsorted(self.grid.levels, self.grid.decode(codes))
 
+    def _count_of_scales(self) -> int:
+        return self.scale.size
+
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         whole = self.dequantize()
         return whole if dtype is None else whole.astype(dtype)
@@ -147,7 +154,7 @@ class QuantizedTensor:
             ("weight", f"{escape(self.name)}, {'x'.join(map(str, self.shape)) or 'scalar'}"),
             ("grid", escape(str(self.grid))),
             ("granularity", str(self.granularity)),
-            ("scales", f"{self.scale.size:,} {self.scale_format}"),
+            ("scales", f"{self._count_of_scales():,} {self.scale_format}"),
             ("bits per weight", f"{stored.bits_per_weight:.4g} = {bits}"),
         ]
         body = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{value}</td></tr>" for name, value in rows)
@@ -155,9 +162,10 @@ class QuantizedTensor:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape)) or "scalar"
-        scales = f"{self.scale.size:,} {self.scale_format} scale{'s' if self.scale.size > 1 else ''}"
+        count = self._count_of_scales()
+        scales = f"{count:,} {self.scale_format} scale{'s' if count > 1 else ''}"
         return (
-            f"QuantizedTensor({self.name!r}, {shape}, {self.grid}, {self.granularity}, {scales}, "
+            f"{type(self).__name__}({self.name!r}, {shape}, {self.grid}, {self.granularity}, {scales}, "
             f"{self.bits_per_weight:.4g} bits per weight)"
         )
 
@@ -182,7 +190,7 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
         granularity: ``tensor``, ``channel``, ``group:128``, or an object (``PerGroup(128)``). Block formats (MXFP4: 32,
             NVFP4: 16) need their ``group:`` here.
         scale: ``absmax``, ``percentile:99.9``, ``mse`` (best clip of each group), or a rule object
-            (``GivenScale(scales)`` takes ready-made ones).
+            (``GivenScale(scales)`` takes ready-made ones). A binary coding fits its own scales: it takes the default.
         clip: fraction of the rule's scale to keep, above 0 and at most 1.
         scale_format: ``float32``, ``float16``, ``bfloat16``, ``e8m0`` or ``e4m3``; None takes the grid's own (block
             formats name one), else float32.
@@ -205,6 +213,11 @@ def quantize(  # noqa: PLR0917 - the six words of the call, in the order they ar
     grid = as_grid(grid)
     granularity = parse_granularity(granularity)
     scale_format = check_scale_format(scale_format, grid)
+    if grid.fitted:
+        from workbench.quantization.binary_coding import quantize_binary
+
+        check_no_scale_rule(grid, scale, clip)
+        return quantize_binary(weight, grid, granularity, scale_format=scale_format)  # pyright: ignore[reportArgumentType]
     matrix = as_matrix(weight)
     found = find_scales(matrix, grid, granularity, parse_scale_rule(scale), clip=clip, scale_format=scale_format)
     rows, columns = matrix.weights.shape

@@ -46,6 +46,9 @@ def check_scale_format(name: str | None, grid: Grid) -> str:
     if name == "e8m0" and grid.normalization == "signed":
         message = f"e8m0 scales have no sign, which the full-range grid {grid} needs; use float16, bfloat16 or float32"
         raise QuantizationError(message)
+    if grid.fitted and SCALE_BITS[name] < 16:
+        message = f"{grid} fits several scales to a group, which {name} cannot hold; use float16, bfloat16 or float32"
+        raise QuantizationError(message)
     return name
 
 

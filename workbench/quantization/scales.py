@@ -127,6 +127,17 @@ def parse_scale_rule(rule: str | ScaleRule) -> ScaleRule:
     raise QuantizationError(message)
 
 
+def check_no_scale_rule(grid: Grid, scale: str | ScaleRule, clip: float) -> None:
+    """Refuse a scale rule or clip for a grid that fits its scales to the weights.
+
+    Raises:
+        QuantizationError: a rule or clip that is not the default.
+    """
+    if not isinstance(parse_scale_rule(scale), AbsMax) or clip != 1.0:
+        message = f"{grid} fits its scales to the weights and takes neither a scale rule nor a clip; leave both out"
+        raise QuantizationError(message)
+
+
 def scale_and_offset(
     ranges: GroupRanges, grid: Grid, clip: float | np.ndarray, scale_format: str, largest: float
 ) -> tuple[RoundedScales, Float[np.ndarray, "rows groups"]]:
