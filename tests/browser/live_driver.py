@@ -43,7 +43,9 @@ class LivePanel:
         )
 
     def wait_exact(self) -> None:
-        """Wait until the exact number is on the page."""
+        """Wait until the page shows the exact number of what its controls say now."""
+        # A control that was moved this moment redraws in the next frame: until then the page shows the number before.
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         self.page.wait_for_function(
             "() => document.querySelector('.wb-live [data-out=mse]')?.textContent.startsWith('= ')"
         )
