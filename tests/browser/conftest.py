@@ -15,9 +15,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # harness.py is a helper of these tests, not a package
 
 from harness import LATENCY_FILE, LAUNCH_ARGS, LabPage, LabServer, VoilaServer, WatchedPage
+from playwright.sync_api import expect
 
 RESULTS = Path(__file__).resolve().parents[2] / "test-results"
 STARTED = time.time()
+# A shared machine may take seconds for what a quiet one does at once; a condition that holds sooner is not waited for.
+expect.set_options(timeout=30_000)
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

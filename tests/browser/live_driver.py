@@ -28,6 +28,22 @@ def read_number(text: str) -> Reading:
     return Reading(badge, float(digits.replace("−", "-")) * 10.0**exponent)
 
 
+def cut_off(page: Any, selector: str) -> list[str]:
+    """Return what is wider than its place once the layout has settled, or still after ten seconds."""
+    wider: list[str] = []
+    for _ in range(40):
+        page.wait_for_timeout(250)
+        wider = page.evaluate(
+            """(selector) => [...document.querySelectorAll(selector)]
+                .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 4)
+                .map((e) => `${e.className}: ${e.scrollWidth} > ${e.clientWidth}`)""",
+            selector,
+        )
+        if not wider:
+            break
+    return wider
+
+
 class LivePanel:
     """The live panel of a page: its controls and its numbers."""
 
@@ -114,6 +130,19 @@ class LivePanel:
             }""",
             [low, high, frames],
         )
+
+    def glimpse(self, key: str, value: float) -> Reading:
+        """Move a slider and return the error that the page shows two frames later, before Python is told."""
+        text = self.slider(key).evaluate(
+            """async (slider, value) => {
+                slider.value = value;
+                slider.dispatchEvent(new Event('input', {bubbles: true}));
+                for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);
+                return slider.closest('.wb-live').querySelector('[data-out=mse]').textContent;
+            }""",
+            value,
+        )
+        return read_number(text)
 
     def redraw_times(self) -> list[float]:
         """Return how long each redraw's script ran, in ms, as the panel measured it."""

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from harness import LabPage
-from live_driver import LivePanel
+from live_driver import LivePanel, cut_off
 from playwright.sync_api import expect
 
 import workbench
@@ -149,12 +149,7 @@ def test_clicking_a_point_picks_its_channel(page):
 @pytest.mark.parametrize("width", [1000, 1280, 1920])
 def test_nothing_is_cut_off(page, width):
     page.set_viewport_size({"width": width, "height": 1000})
-    page.wait_for_timeout(500)
-    wider = page.evaluate(
-        """() => [...document.querySelectorAll('.qwb-panel')]
-            .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 4)
-            .map(e => `${e.className}: ${e.scrollWidth} > ${e.clientWidth}`)"""
-    )
+    wider = cut_off(page, ".qwb-panel")
     page.lab.screenshot(f"integer-{width}", ".qwb-tabs")
     page.set_viewport_size({"width": 1280, "height": 900})
     assert wider == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import LabPage
-from live_driver import LivePanel
+from live_driver import LivePanel, cut_off
 from playwright.sync_api import expect
 
 import workbench
@@ -162,7 +162,7 @@ def test_dragging_sends_the_kernel_nothing_and_then_one_state(bench, layers):
         bench.page.wait_for_timeout(300)  # what was changed before has been told
         with bench.lab.sent_to_kernel() as during:
             pause = bench.live.sweep("exponent", 0.5, 1.5)
-            reading = bench.live.mse()
+        reading = bench.live.glimpse("exponent", 1.45)
         if pause < REST_MS:
             break
     else:
@@ -179,11 +179,7 @@ def test_dragging_sends_the_kernel_nothing_and_then_one_state(bench, layers):
 
 def test_approximate_numbers_agree_with_exact_ones(bench, layers):
     bench.pick(layers[0])
-    bench.live.grab("exponent")
-    bench.page.mouse.move(*bench.live.place("exponent", 0.62), steps=6)
-    bench.page.wait_for_timeout(60)
-    approximate = bench.live.mse()
-    bench.page.mouse.up()
+    approximate = bench.live.glimpse("exponent", 0.62)
     bench.live.wait_exact()
     assert approximate.badge == "≈"
     assert bench.live.mse().value == pytest.approx(approximate.value, rel=5e-3)
@@ -253,12 +249,7 @@ def test_a_bad_path_is_answered_in_one_sentence_and_the_model_stays(bench):
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_nothing_is_cut_off(bench, width):
     bench.page.set_viewport_size({"width": width, "height": 1000})
-    bench.page.wait_for_timeout(500)
-    wider = bench.page.evaluate(
-        """() => [...document.querySelectorAll('.qwb-panel, .wb-live')]
-            .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 4)
-            .map(e => `${e.className}: ${e.scrollWidth} > ${e.clientWidth}`)"""
-    )
+    wider = cut_off(bench.page, ".qwb-panel, .wb-live")
     bench.lab.screenshot(f"workbench-{width}")
     bench.page.set_viewport_size({"width": 1280, "height": 900})
     assert wider == []
