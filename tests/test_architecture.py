@@ -46,8 +46,11 @@ GUESTS = {
     "onnxruntime": {"integer"},
     "ai_edge_litert": {"integer"},
     "tflite_micro": {"integer"},
+    "lm_eval": {"evaluation"},
+    "sklearn": {"calibration", "evaluation"},
 }
 LATE = {"torch", "transformers", "pandas", "gguf", "huggingface_hub", "tflite"}
+LATE |= {"lm_eval", "scipy", "sklearn", "yaml"}
 LATE |= {"onnx", "onnxruntime", "ai_edge_litert", "tflite_micro"}
 
 
