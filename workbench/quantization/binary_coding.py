@@ -154,7 +154,7 @@ def quantize_binary(
         codes[start:stop] = found.reshape(block.shape)
         place = slice(0, 1) if whole else slice(start, stop)
         alphas[place], bias[place] = fitted, offsets
-    return _assemble(codes, alphas, bias, chosen, granularity, matrix.shape, matrix.name, stored.name)
+    return assemble_binary(codes, alphas, bias, chosen, granularity, matrix.shape, matrix.name, stored.name)
 
 
 def from_uniform(quantized: QuantizedTensor) -> BinaryCodedTensor:
@@ -187,7 +187,7 @@ def from_uniform(quantized: QuantizedTensor) -> BinaryCodedTensor:
         step = np.abs(step)
     alphas = (step[..., None] * 2.0 ** (np.arange(bits) - 1)).astype(np.float32)
     target = BinaryCodingGrid(bits)
-    return _assemble(
+    return assemble_binary(
         raised.astype(np.uint8),
         alphas,
         bias.astype(np.float32),
@@ -199,7 +199,7 @@ def from_uniform(quantized: QuantizedTensor) -> BinaryCodedTensor:
     )
 
 
-def _assemble(  # noqa: PLR0917 - the fields, in their order
+def assemble_binary(  # noqa: PLR0917 - the fields, in their order
     codes: Int[np.ndarray, "rows columns"],
     alphas: Float[np.ndarray, "rows groups bits"],
     bias: Float[np.ndarray, "rows groups"],
@@ -209,6 +209,7 @@ def _assemble(  # noqa: PLR0917 - the fields, in their order
     name: str,
     scale_format: str,
 ) -> BinaryCodedTensor:
+    """Put a tensor together from its parts: scale and offset follow from alphas and biases."""
     scale = alphas.sum(axis=-1, dtype=np.float64)
     offset = np.divide(-bias.astype(np.float64), scale, out=np.zeros_like(scale), where=scale > 0.0)
     return BinaryCodedTensor(

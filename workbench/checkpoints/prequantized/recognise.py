@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from workbench.checkpoints.dtypes import is_float, is_float8
-from workbench.checkpoints.prequantized import awq, bits_and_bytes, compressed, float8, gptq, mxfp4, nvfp4
+from workbench.checkpoints.prequantized import (
+    awq,
+    bits_and_bytes,
+    compressed,
+    float8,
+    gptq,
+    mxfp4,
+    nvfp4,
+    workbench_format,
+)
 from workbench.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ _DECODERS: dict[str, tuple[Decoder, ...]] = {
     "fp8": (float8.entries,),
     "fbgemm_fp8": (float8.entries,),
     "modelopt": (nvfp4.entries, float8.entries),
+    workbench_format.METHOD: (workbench_format.entries,),
 }
 _SELF_DESCRIBED: tuple[Decoder, ...] = (bits_and_bytes.entries, mxfp4.entries, float8.entries)
 """Formats that tensors show without a configuration."""
