@@ -147,14 +147,23 @@ class RangeObserver:
             return min(max(low, float(edges[first])), 0.0), max(min(high, float(edges[last])), 0.0)
         return self._least_squares(low, high, levels)
 
-    def best_exponent(self, bits: int) -> float:
-        """Return the exponent of the unsigned power grid over [min, max] with the smallest squared error.
+    def mirrored(self) -> RangeObserver:
+        """Return what would be known if every number had come with its negative: ranges of it suit symmetric codes."""
+        twin = RangeObserver()
+        twin.count, twin._reach = 2 * self.count, self._reach
+        twin.low, twin.high = min(self.low, -self.high), max(self.high, -self.low)
+        twin._counts = self._counts + self._counts[::-1]
+        return twin
 
-        Negative values are shifted as a shifted grid would. Each bin counts with its centre; 51 exponents from 0.2 to 1.2
-        are tried.
+    def best_exponent(self, bits: int, *, signed: bool = False) -> float:
+        """Return the exponent of the power grid over [min, max] with the smallest squared error.
+
+        Negative values are shifted as a shifted grid would, unless it is a signed one. Each bin counts with its centre; 51
+        exponents from 0.2 to 1.2 are tried.
 
         Args:
             bits: of the grid.
+            signed: whether the grid has levels of both signs, over [-reach, reach].
 
         Raises:
             QuantizationError: nothing was seen yet.
@@ -165,9 +174,11 @@ class RangeObserver:
         seen = self._counts > 0
         centres = np.clip(self._edges[:-1][seen] + self._reach / BINS, low, high)
         u, counts = (centres - low) / (high - low), self._counts[seen].astype(np.float64)
+        if signed:
+            u = centres / max(-low, high)
         errors = []
         for exponent in EXPONENTS:
-            grid = PowerGrid(bits=bits, exponent=float(exponent), signed=False)
+            grid = PowerGrid(bits=bits, exponent=float(exponent), signed=signed)
             errors.append(float((counts * (u - grid.levels[grid.index(u)]) ** 2).sum()))
         # Of equal errors the exponent nearest 1: the plainest grid.
         least = min(errors)
