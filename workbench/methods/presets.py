@@ -1,7 +1,12 @@
 """Every method that ``parse_method`` knows, imported in the order in which lists show them."""
 
+# ruff: noqa: I001, RUF022 - the order is that of the lists
+
+from __future__ import annotations
+
 from workbench.methods import (
     nearest,
+    gptq,
 )
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "gptq"]
