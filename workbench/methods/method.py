@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 from workbench.errors import QuantizationError
 from workbench.methods.result import LayerResult
 from workbench.methods.run import Run, Trace
+from workbench.methods.settings import read_settings, refuse_unknown, written
 from workbench.methods.task import BlockTask, LayerTask
 
 #: What a method needs to know of a layer's inputs. ``moments``: means and maxima; ``gram``: E[x x^T]; ``inputs``: rows;
@@ -112,17 +112,12 @@ class Method(ABC):
         Raises:
             QuantizationError: it has no such setting.
         """
-        _refuse_unknown(self, settings)
+        refuse_unknown(self, self.word, settings)
         return replace(self, **settings)
 
     def __str__(self) -> str:
         """Return the text form: settings at their defaults are left out."""
-        given = [
-            f"{each.name}={_write(value)}"
-            for each in fields(self)
-            if (value := getattr(self, each.name)) != _default(each)
-        ]
-        return f"{self.word}:{','.join(given)}" if given else self.word
+        return written(self, self.word)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,15 +166,7 @@ def parse_method(text: str | Method) -> Method:
         message = f"no method is called {str(text)[:60]!r}{meant} (there are {', '.join(METHODS)})"
         raise QuantizationError(message)
     method = METHODS[word]
-    settings: dict[str, Any] = {}
-    for part in rest.split(",") if colon and rest.strip() else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            message = f"{part.strip()!r} is no setting of {word}; write name=value, e.g. {word}:{_example(method)}"
-            raise QuantizationError(message)
-        _refuse_unknown(method, {name: value})
-        settings[name] = _read(value, getattr(method, name), f"{name} of {word}")
-    return replace(method, **settings) if settings else method
+    return read_settings(method, word, rest if colon else "")
 
 
 def all_methods() -> dict[str, Method]:
@@ -193,53 +180,3 @@ def _load_all() -> None:
     import importlib
 
     importlib.import_module("workbench.methods.presets")
-
-
-def _refuse_unknown(method: Method, settings: dict[str, Any]) -> None:
-    known = [each.name for each in fields(method)]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f", did you mean {near[0]}?" if near else ""
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            message = f"{method.word} has no setting {name!r}{meant} ({has})"
-            raise QuantizationError(message)
-
-
-def _default(each: Field[Any]) -> Any:
-    if each.default is not MISSING:
-        return each.default
-    factory: Callable[[], Any] | Any = each.default_factory
-    return factory() if factory is not MISSING else MISSING
-
-
-def _example(method: Method) -> str:
-    known = fields(method)
-    return f"{known[0].name}={_write(getattr(method, known[0].name))}" if known else ""
-
-
-def _write(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "none" if value is None else f"{value!r}" if isinstance(value, float) else str(value)
-
-
-def _read(text: str, like: Any, what: str) -> Any:
-    """Read a value of the kind that the setting has now; None may stand where a number may (``none``)."""
-    word = text.lower()
-    try:
-        if isinstance(like, bool):
-            return {"true": True, "false": False, "1": True, "0": False}[word]
-        if word == "none":
-            return None
-        if isinstance(like, int):
-            return int(text)
-        if isinstance(like, float):
-            return float(text)
-        if like is None:
-            return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except (KeyError, ValueError):
-        kind = "true or false" if isinstance(like, bool) else "a whole number" if isinstance(like, int) else "a number"
-        message = f"{what} is {kind}, not {text!r}"
-        raise QuantizationError(message) from None
-    return word
