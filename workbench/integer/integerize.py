@@ -15,7 +15,7 @@ from workbench.integer.operator import Kind
 from workbench.integer.operators import operator_of
 from workbench.integer.running import float_values
 from workbench.integer.semantics import Semantics, as_semantics
-from workbench.quantization.recipe import Recipe
+from workbench.quantization.recipe import FLOAT, Recipe, check_integer_activation
 
 if TYPE_CHECKING:
     from workbench.checkpoints import Model
@@ -43,7 +43,8 @@ def integerize(
         model: a ``Graph`` of float nodes; a ``torch.nn.Module`` in evaluation mode (convolutional networks, traced by
             torch.fx); an opened ``Model``, a path or ``"demo:tiny-resnet"`` (BERT, Llama, Gemma 2 and 3 by their
             configuration).
-        recipe: a ``Recipe``, or the name of a preset: ``w8a8``, ``w4a8``, ``w8a16``, ``w8a8-power``, ``w4a8-power``.
+        recipe: a ``Recipe``, or the name of a preset: ``w8a8``, ``w4a8``, ``w8a16``, ``w8a8-power``, ``w4a8-power``
+            (those with a method, such as ``w4-nupes``, are for ``quantize_model``).
         calibration: model inputs, each as ``IntegerModel.run`` takes them: an array of images, a list of arrays of token
             ids, or texts for models that come with a tokenizer. Inputs run one after another: memory holds one.
         semantics: whose rounding.
@@ -52,7 +53,7 @@ def integerize(
 
     Raises:
         IntegerError: an operator or architecture that is not covered (it is named), no calibration inputs, or a recipe
-            with a method that learns weights.
+            with transforms or a method that learns weights.
         RecipeError: no such recipe, or a pattern that matches no layer.
         SemanticsError: no such semantics, or an operator that it does not have.
     """
@@ -71,6 +72,17 @@ def integerize(
     learnt = next((entry for entry in chosen.entries if entry.method is not None), None)
     if learnt is not None:
         message = f"integerize rounds weights to nearest; the recipe's entry for {learnt.pattern!r} asks for {learnt.method!r}"
+        raise IntegerError(message)
+    for entry in chosen.entries:
+        if entry.activation is not None:
+            check_integer_activation(entry.activation)
+        if entry.weight == FLOAT:
+            message = f"an integer model has no float weights; the recipe's entry for {entry.pattern!r} asks for them"
+            raise IntegerError(message)
+    if chosen.transforms:
+        message = (
+            f"integerize takes the float model as it is; the recipe asks for the transform {chosen.transforms[0]!r}"
+        )
         raise IntegerError(message)
     inputs = read(calibration)
     if not inputs:
