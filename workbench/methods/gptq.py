@@ -11,6 +11,7 @@ import numpy as np
 from workbench.errors import QuantizationError
 from workbench.grids import PowerGrid
 from workbench.grids.grid import Grid
+from workbench.methods.encoding import tensor_of
 from workbench.methods.gptq_columns import (
     DeviceColumns,
     Factor,
@@ -25,7 +26,7 @@ from workbench.methods.method import Method, Need, Outcome, register
 from workbench.methods.run import Run, Trace
 from workbench.methods.task import LayerTask
 from workbench.quantization.granularity import PerAxis, PerGroup, PerTensor
-from workbench.quantization.quantize import QuantizedTensor, code_dtype
+from workbench.quantization.quantize import QuantizedTensor
 from workbench.quantization.scale_formats import check_scale_format
 from workbench.quantization.scales import Scales, find_scales
 from workbench.quantization.source import as_matrix
@@ -167,7 +168,10 @@ class GPTQ(Method):
         trace, notes = Trace(), []
         if self.refine:
             trace, notes = self._refine(task, grid, coded, known, run)
-        return _assemble(task, grid, coded, known, static=static and not self.rescale), trace, notes
+        # Clips are those of the rule where its scales were kept.
+        clip = known.clip if static and not self.rescale else np.ones((1, 1))
+        scales = Scales(coded.scale, coded.offset, known.tensor_scale, clip)
+        return tensor_of(task, grid, coded.indices, scales), trace, notes
 
     def _refine(self, task: LayerTask, grid: Grid, coded: Coded, known: Scales, run: Run) -> tuple[Trace, list[str]]:
         """Descend from what the walk found, then give rows that rounding to nearest serves better what that gives."""
@@ -243,23 +247,6 @@ def _group_scales(weights: np.ndarray, grid: Grid, task: LayerTask) -> tuple[np.
     """Return scale and offset of one group of all rows, each one column."""
     found = find_scales(as_matrix(weights), grid, PerAxis(0), task.scale)
     return found.scale, found.offset
-
-
-def _assemble(task: LayerTask, grid: Grid, coded: Coded, known: Scales, *, static: bool) -> QuantizedTensor:
-    """Put the codes into a quantized tensor; clips are those of the rule where its scales were kept."""
-    clip = {"clip": known.clip} if static else {}
-    return QuantizedTensor(
-        codes=grid.codes.astype(code_dtype(grid))[coded.indices],
-        scale=coded.scale,
-        offset=coded.offset,
-        grid=grid,
-        granularity=task.granularity,
-        shape=task.shape,
-        name=task.name,
-        scale_format=check_scale_format(None, grid),
-        tensor_scale=known.tensor_scale,
-        **clip,
-    )
 
 
 def _factor_notes(factors: list[Factor]) -> list[str]:

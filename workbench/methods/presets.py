@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from workbench.methods import (
     nearest,
+    powerquant,
     gptq,
 )
 
-__all__ = ["nearest", "gptq"]
+__all__ = ["nearest", "powerquant", "gptq"]
