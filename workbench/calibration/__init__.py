@@ -1,5 +1,8 @@
-"""Run real inputs through a model and keep what they tell: the ranges of its values."""
+"""Run real inputs through a model and keep what they tell: ranges, moments, sampled rows, block by block."""
 
+from workbench.calibration.data import Calibration
 from workbench.calibration.ranges import RangeObserver, parse_range_rule
+from workbench.calibration.statistics import LayerStatistics
+from workbench.calibration.stream import BlockPlace, BlockStream
 
-__all__ = ["RangeObserver", "parse_range_rule"]
+__all__ = ["BlockPlace", "BlockStream", "Calibration", "LayerStatistics", "RangeObserver", "parse_range_rule"]
