@@ -218,8 +218,13 @@ class Recipe:
         return found
 
     def names(self, layer: str) -> bool:
-        """Say whether an entry names a layer by more than ``*``: as an exception, so to say."""
-        return any(set(entry.pattern) != {"*"} and fnmatch.fnmatchcase(layer, entry.pattern) for entry in self.entries)
+        """Say whether an entry names a layer itself: the last part of its pattern is more than ``*``.
+
+        Embeddings and tied heads are quantized only where this is so: ``*`` and ``model.*`` mean linear and convolutional
+        layers, ``*.embed_tokens`` and ``lm_head`` name what is meant.
+        """
+        named = [entry.pattern for entry in self.entries if entry.pattern.rpartition(".")[2].strip("*?")]
+        return any(fnmatch.fnmatchcase(layer, pattern) for pattern in named)
 
     def replaced(self, index: int, entry: Entry) -> Recipe:
         """Return the recipe with another entry in a place (0 is the first).
