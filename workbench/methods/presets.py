@@ -7,7 +7,9 @@ from __future__ import annotations
 from workbench.methods import (
     nearest,
     powerquant,
+    kmeans,
+    importance,
     gptq,
 )
 
-__all__ = ["nearest", "powerquant", "gptq"]
+__all__ = ["nearest", "powerquant", "kmeans", "importance", "gptq"]

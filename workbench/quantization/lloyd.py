@@ -48,19 +48,47 @@ def lloyd_max(sketch: Sketch, bits: int, iterations: int = 1000) -> CodebookFit:
     Raises:
         QuantizationError: bits out of range, another normalization, or fewer different weights than two.
     """
-    if not 1 <= bits <= 8:
-        message = f"a codebook is fitted for 1 to 8 bits, not {bits}"
-        raise QuantizationError(message)
     if sketch.normalization != "absmax":
         message = f"a codebook is fitted on a sketch normalised by absmax, not by {sketch.normalization}"
         raise QuantizationError(message)
-    mass, first = sketch.m0, sketch.m1
+    return fit_levels(
+        sketch.m0, sketch.m1, bits, energy=sketch.energy, count=sketch.count, iterations=iterations, name=sketch.name
+    )
+
+
+def fit_levels(
+    mass: Float[np.ndarray, " bins"],
+    first: Float[np.ndarray, " bins"],
+    bits: int,
+    *,
+    energy: float,
+    count: int,
+    iterations: int = 1000,
+    name: str = "the weight",
+) -> CodebookFit:
+    """Fit 2^bits levels to weighted points on a line (see ``lloyd_max``).
+
+    Args:
+        mass: what each bin weighs, at least 0; bins ascend.
+        first: mass times place, summed over each bin.
+        bits: 1 to 8.
+        energy: sum of mass times place^2 over all weights, so that the trace holds true errors.
+        count: how many weights, which the trace is divided by.
+        iterations: at most this many.
+        name: whose weights they are, for the message.
+
+    Raises:
+        QuantizationError: bits out of range, or fewer different weights than two.
+    """
+    if not 1 <= bits <= 8:
+        message = f"a codebook is fitted for 1 to 8 bits, not {bits}"
+        raise QuantizationError(message)
     filled = mass > 0.0
     mass, first = mass[filled], first[filled]
-    place = first / mass
-    spread = sketch.energy - float((first * place).sum())  # what stays inside the bins, whatever the levels
+    place = first / mass if len(mass) else mass
+    spread = energy - float((first * place).sum())  # what stays inside the bins, whatever the levels
     if len(place) < 2:
-        message = f"{sketch.name} has too few different weights for a codebook; two are the least"
+        message = f"{name} has too few different weights for a codebook; two are the least"
         raise QuantizationError(message)
     levels = _start(place, mass, min(2**bits, len(place)))
     trace: list[float] = []
@@ -75,7 +103,7 @@ def lloyd_max(sketch: Sketch, bits: int, iterations: int = 1000) -> CodebookFit:
         levels = np.where(occupied, moment / np.where(occupied, weight, 1.0), levels)
         cell = np.repeat(np.arange(len(levels)), np.diff(edges))
         cost = mass * (place - levels[cell]) ** 2
-        trace.append((float(cost.sum()) + max(spread, 0.0)) / sketch.count)
+        trace.append((float(cost.sum()) + max(spread, 0.0)) / count)
         if not occupied.all():
             empty = np.flatnonzero(~occupied)
             levels[empty] = place[np.argsort(cost)[::-1][: len(empty)]]
