@@ -7,9 +7,11 @@ from __future__ import annotations
 from workbench.methods import (
     nearest,
     powerquant,
+    hqq,
     kmeans,
     importance,
     gptq,
 )
+from workbench.methods.gradient import presets as gradient
 
-__all__ = ["nearest", "powerquant", "kmeans", "importance", "gptq"]
+__all__ = ["nearest", "powerquant", "hqq", "kmeans", "importance", "gptq", "gradient"]
