@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import nbformat
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 import workbench
 from workbench.resources import notebooks_path
@@ -260,6 +261,23 @@ class LabPage(WatchedPage):
             "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
             timeout=120_000,
         )
+
+    def reload(self, selector: str) -> None:
+        """Reload the page and wait until its widgets are back.
+
+        A browser asks a kernel for all widgets at once and gives up after four seconds (ipywidgets' manager); on a machine
+        so busy that the kernel takes longer a person reloads again, and so does this, twice at most.
+        """
+        for patience in (30_000, 30_000, 60_000):
+            self.page.reload()
+            self.wait_for_kernel()
+            try:
+                self.page.locator(selector).first.wait_for(timeout=patience)
+            except PlaywrightTimeout:
+                if patience == 60_000:
+                    raise
+            else:
+                return
 
     def run_all(self) -> None:
         """Run every cell and wait for the last; raises ``AssertionError`` with the traceback where a cell fails."""

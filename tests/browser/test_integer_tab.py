@@ -165,8 +165,7 @@ def test_dark_theme_and_no_errors(page):
 
 def test_reload_brings_the_integers_back(page, run):
     page.lab.command("docmanager:save")
-    page.reload()
-    page.lab.wait_for_kernel()
+    page.lab.reload(".wb-live")
     LivePanel(page).wait()
     page.get_by_role("tab", name="Integer", exact=True).click()
     expect(fact(page, "from float")).to_contain_text(

@@ -276,8 +276,7 @@ def test_reload_brings_the_workbench_back_and_the_file_keeps_a_picture(bench):
     saved = json.loads((bench.lab.server.folder / NOTEBOOK).read_text())
     kinds = {kind for cell in saved["cells"] for output in cell.get("outputs", []) for kind in output.get("data", {})}
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= kinds
-    bench.page.reload()
-    bench.lab.wait_for_kernel()
+    bench.lab.reload(".wb-live")
     bench.live.wait()
     bench.live.drag("exponent", 0.9)
     bench.assert_page_agrees_with_python(bench.live.text("name").strip())

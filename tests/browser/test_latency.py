@@ -40,6 +40,7 @@ def figures(results):
     """Figures by name; written to a file when the module is done, and printed in the summary."""
     measured: dict = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
     yield measured
+    results.mkdir(parents=True, exist_ok=True)  # another run's start may have emptied test-results
     (results / LATENCY_FILE).write_text(json.dumps({"measured": measured, "budget": BUDGET}, indent=1) + "\n")
 
 
