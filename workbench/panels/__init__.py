@@ -16,6 +16,8 @@ _HOME_OF = {
     "OutliersPanel": "outliers_panel",
     "ErrorPanel": "error_panel",
     "IntegerPanel": "integer_panel",
+    "MethodsPanel": "methods_panel",
+    "RecipePanel": "recipe_panel",
     "FollowPanel": "follow_panel",
     "LiveGrid": "live",
 }
@@ -27,8 +29,10 @@ __all__ = [
     "IntegerPanel",
     "LayersPanel",
     "LiveGrid",
+    "MethodsPanel",
     "OutliersPanel",
     "Panel",
+    "RecipePanel",
     "Session",
     "Snapshot",
     "WeightsPanel",
@@ -42,8 +46,10 @@ if TYPE_CHECKING:
     from workbench.panels.integer_panel import IntegerPanel
     from workbench.panels.layers_panel import LayersPanel
     from workbench.panels.live import LiveGrid
+    from workbench.panels.methods_panel import MethodsPanel
     from workbench.panels.outliers_panel import OutliersPanel
     from workbench.panels.panel import Panel
+    from workbench.panels.recipe_panel import RecipePanel
     from workbench.panels.session import Session
     from workbench.panels.snapshot import Snapshot
     from workbench.panels.weights_panel import WeightsPanel

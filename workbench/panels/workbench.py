@@ -56,6 +56,8 @@ class Workbench(Panel):
             ("Outliers", _outliers_panel),
             ("Error", _error_panel),
             ("Integer", _integer_panel),
+            ("Methods", _methods_panel),
+            ("Recipe", _recipe_panel),
         )
         holders = [widgets.VBox(layout={"width": "auto", "min_height": "120px"}) for _ in self._makers]
         self.tabs = widgets.Tab(holders, titles=tuple(name for name, _ in self._makers), selected_index=0)
@@ -161,6 +163,18 @@ def _integer_panel(session: Session) -> Panel:
     from workbench.panels.integer_panel import IntegerPanel
 
     return IntegerPanel(session)
+
+
+def _methods_panel(session: Session) -> Panel:
+    from workbench.panels.methods_panel import MethodsPanel
+
+    return MethodsPanel(session)
+
+
+def _recipe_panel(session: Session) -> Panel:
+    from workbench.panels.recipe_panel import RecipePanel
+
+    return RecipePanel(session)
 
 
 def _after_the_cell(action: Callable[[], None]) -> None:
