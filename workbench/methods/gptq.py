@@ -109,8 +109,7 @@ class GPTQ(Method):
             raise QuantizationError(message)
 
     def _quantize(self, task: LayerTask, run: Run) -> Outcome:
-        assert task.statistics is not None and task.statistics.gram is not None
-        factors = [_ordered_factor(gram, self, task.name) for gram in task.statistics.gram]
+        factors = self.factors(task)
         grids = [task.start_grid]
         if task.search and isinstance(task.start_grid, PowerGrid):
             spread = np.linspace(*_EXPONENTS, self.exponents) if self.exponents else ()
@@ -118,15 +117,28 @@ class GPTQ(Method):
         best: tuple[float, QuantizedTensor, Trace, list[str]] | None = None
         for number, grid in enumerate(grids):
             share = _share(run, task.name, number, len(grids))
-            found, trace, notes = self._round(task, grid, factors, run, share)
+            found, trace, notes = self.round_on(task, grid, factors, run, share)
             error = task.error_of(found)
             if best is None or error < best[0]:
                 best = (error, found, trace, notes)
         assert best is not None
         _, quantized, trace, notes = best
-        return Outcome(quantized, trace, notes=(*_factor_notes([factor for _, factor in factors]), *notes))
+        return Outcome(quantized, trace, notes=(*self.notes_on(factors), *notes))
 
-    def _round(
+    def factors(self, task: LayerTask) -> list[tuple[np.ndarray, Factor]]:
+        """Return, for each Gram matrix, the order of the columns and the factor of the inverse in that order.
+
+        Raises:
+            QuantizationError: a matrix that no damping makes positive definite.
+        """
+        assert task.statistics is not None and task.statistics.gram is not None
+        return [_ordered_factor(gram, self, task.name) for gram in task.statistics.gram]
+
+    def notes_on(self, factors: list[tuple[np.ndarray, Factor]]) -> list[str]:
+        """Return what a person should know of the Gram matrices."""
+        return _factor_notes([factor for _, factor in factors])
+
+    def round_on(
         self,
         task: LayerTask,
         grid: Grid,
@@ -134,7 +146,7 @@ class GPTQ(Method):
         run: Run,
         tell: Callable[[float], None],
     ) -> tuple[QuantizedTensor, Trace, list[str]]:
-        """Round the whole layer on one grid."""
+        """Round the whole layer on one grid; returns the result, the curve of its refinement, and notes."""
         assert task.statistics is not None and task.statistics.gram is not None
         rows, depth = task.weight.shape
         nearest = nearest_grid(grid)

@@ -11,7 +11,8 @@ from workbench.methods import (
     kmeans,
     importance,
     gptq,
+    ganq,
 )
 from workbench.methods.gradient import presets as gradient
 
-__all__ = ["nearest", "powerquant", "hqq", "kmeans", "importance", "gptq", "gradient"]
+__all__ = ["nearest", "powerquant", "hqq", "kmeans", "importance", "gptq", "ganq", "gradient"]
