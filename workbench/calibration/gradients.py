@@ -7,13 +7,13 @@ how samples were put into batches:
 - any other model that gives logits: the negative log likelihood of labels drawn from its own predictions, which makes the
   expected squared gradient the Fisher information (Martens, "New insights and perspectives on the natural gradient method",
   2020, section 5: labels of the data would give the empirical Fisher);
-- a model that gives features only (an encoder without a head): the product of its output with standard normal numbers, the
+- a model that gives features only (an encoder without a head): the product of its outputs with standard normal numbers, the
   gradient of the log likelihood of a unit normal distribution around the output; derived, by the same argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workbench.calibration.lazy_module import LazyModule
     from workbench.calibration.whole_module import WholeModule
 
-#: Outputs of transformers' models that are features, in the order in which they are looked for.
+#: Outputs of transformers' models that are features.
 _FEATURES = ("last_hidden_state", "pooler_output", "image_embeds", "text_embeds")
 
 
@@ -161,11 +161,13 @@ def _loss(
 
     logits = _logits(output)
     if logits is None:
-        features = _features(module, output)
-        noise = torch.randn(features.shape, generator=generator).to(features.device)
-        if mask is not None and features.shape[:2] == mask.shape:
-            noise *= mask.to(noise.device)[..., None]
-        return (features * noise).sum()
+        total = torch.zeros((), device=output_of(output).device)
+        for features in _features(module, output):
+            noise = torch.randn(features.shape, generator=generator).to(features.device)
+            if mask is not None and features.shape[:2] == mask.shape:
+                noise *= mask.to(noise.device)[..., None]
+            total = total + (features * noise).sum()
+        return total
     ids = batch.options.get("input_ids", batch.arguments[0] if batch.arguments else None)
     rows = logits.float()
     positions = isinstance(ids, torch.Tensor) and not ids.is_floating_point() and rows.shape[:2] == ids.shape
@@ -199,15 +201,22 @@ def _logits(output: Any) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) and found.ndim in {2, 3} else None
 
 
-def _features(module: torch.nn.Module, output: Any) -> torch.Tensor:
+def _features(module: torch.nn.Module, output: Any) -> list[torch.Tensor]:
+    """Return the outputs of a model that gives features: those known by name, else the first.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     import torch
 
+    def real(values: Iterable[Any]) -> list[torch.Tensor]:
+        return [each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()]
+
     if isinstance(output, Mapping):
-        values = [output.get(name) for name in (*_FEATURES, *output)]
+        found = real(output.get(name) for name in _FEATURES) or real(output.values())[:1]
     else:
-        values = list(output) if isinstance(output, tuple | list) else [output]
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value
-    message = f"{type(module).__name__} gives neither logits nor features, so no loss can be taken of its output"
-    raise CheckpointError(message)
+        found = real(output if isinstance(output, tuple | list) else [output])[:1]
+    if not found:
+        message = f"{type(module).__name__} gives neither logits nor features, so no loss can be taken of its output"
+        raise CheckpointError(message)
+    return found

@@ -40,7 +40,7 @@ class LazyModule:
         tokens: every token id that will be looked up.
 
     Raises:
-        CheckpointError: a parameter of the program has no tensor in the checkpoint.
+        CheckpointError: the program cannot be built.
     """
 
     lazy = True
@@ -56,11 +56,24 @@ class LazyModule:
         self._stored: dict[str, StoredTensor] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             stored = self._names.stored(name, tuple(parameter.shape))
-            if stored is None:
-                message = f"{model.name} has no tensor for the parameter {name} of {type(module).__name__}"
-                raise CheckpointError(message)
-            self._stored[name] = model.tensors[stored]
+            if stored is not None:  # a part that is never called may lack its tensors
+                self._stored[name] = model.tensors[stored]
         self._read_buffers()
+
+    def check(self, path: str) -> None:
+        """Refuse a submodule whose parameters are not all in the checkpoint.
+
+        Raises:
+            CheckpointError: one is missing.
+        """
+        for name, _ in self.module.get_submodule(path).named_parameters(remove_duplicate=False):
+            self._tensor(f"{path}.{name}" if path else name)
+
+    def _tensor(self, parameter: str) -> StoredTensor:
+        if parameter not in self._stored:
+            message = f"{self._model.name} has no tensor for the parameter {parameter} of {type(self.module).__name__}"
+            raise CheckpointError(message)
+        return self._stored[parameter]
 
     def _read_buffers(self) -> None:
         """Fill the buffers that the checkpoint holds (statistics of batch norms, scalars of layers)."""
@@ -102,7 +115,7 @@ class LazyModule:
         for name, parameter in list(module._parameters.items()):
             if parameter is None or not parameter.is_meta:
                 continue
-            stored = self._stored[f"{path}.{name}" if path else name]
+            stored = self._tensor(f"{path}.{name}" if path else name)
             if stored.name in shared:
                 module._parameters[name] = shared[stored.name]
                 continue

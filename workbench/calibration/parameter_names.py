@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.checkpoints.names import layer_name
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 class ParameterNames:
     """Names of a module's parameters in its checkpoint.
 
-    A parameter is looked up by its own name, then with the model's base prefix added or taken away, then by the longest
-    common ending among stored tensors of the same shape (at least two parts, and only one tensor may have it).
+    A parameter is looked up by its own name, then with the model's base prefix added or taken away, then among the names
+    that transformers itself gives old checkpoints' tensors, then by the longest common ending among stored tensors of the
+    same shape (at least two parts, and only one tensor may have it).
     """
 
     def __init__(self, module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._prefix = str(getattr(module, "base_model_prefix", "") or "")
         self._shapes = shapes
+        self._renamed = _renamed(module, shapes)
         self._by_ending: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for name in shapes:
             self._by_ending[tuple(name.split(".")[-2:])].append(name)
@@ -49,6 +51,10 @@ class ParameterNames:
         for name in candidates:
             if self._shapes.get(name) == shape:
                 return name
+        for name in candidates:
+            stored = self._renamed.get(name)
+            if stored is not None and self._shapes[stored] == shape:
+                return stored
         parts = parameter.split(".")
         near = [name for name in self._by_ending.get(tuple(parts[-2:]), ()) if self._shapes[name] == shape]
         if len(parts) < 2 or not near:
@@ -57,6 +63,29 @@ class ParameterNames:
         if len(scored) > 1 and scored[0][0] == scored[1][0]:
             return None
         return scored[0][1]
+
+
+def _renamed(module: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the stored names by those that transformers gives them when it loads this model; {} where it renames none.
+
+    Tensors that it also changes (experts that it stacks) are left out: they are no parameter as they stand.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, apply_converters, apply_renamings
+    except ImportError:  # before version 5 there were none
+        return {}
+    if not hasattr(module, "base_model_prefix"):
+        return {}
+    rules = get_model_conversion_mapping(module)  # type: ignore[arg-type]
+    plain = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    others: list[Any] = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    found = {}
+    for name in names:
+        new, changed = apply_converters(apply_renamings(name, plain), others)
+        if changed is None:
+            found[new] = name
+    return found
 
 
 def _common(one: list[str], other: list[str]) -> int:

@@ -12,8 +12,9 @@ files beyond it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,16 +110,22 @@ class BlockStream:
         self._folder = folder
         self._memory = int(MEMORY_SHARE * (available_memory() or 4 << 30)) if memory is None else memory
         self.progress(0.0, f"looking for the blocks of {self.model.name}")
+        self.batches = tuple(calibration.batches)
         self._host, self._plan = self._find()
-        self.masks = [_mask(batch) for batch in calibration.batches]
+        self.masks = [_mask(batch) for batch in self.batches]
 
     def _find(self) -> tuple[WholeModule | LazyModule, Plan]:
-        probe = _one_sample(self.calibration.batches[0])
         if runs_lazily(self.model):
             with contextlib.suppress(NotAStackError, CheckpointError):
-                host = lazy_host(self.model, self.calibration.batches)
-                return host, plan_stack(host, probe)
+                host = lazy_host(self.model, self.batches)
+                self.batches = _without_caches(host.module, self.calibration.batches)
+                plan = plan_stack(host, _one_sample(self.batches[0]))
+                for path in (*plan.before, *plan.stack, *plan.after):
+                    host.check(path)
+                return host, plan
         host = whole_host(self.model)
+        self.batches = _without_caches(host.module, self.calibration.batches)
+        probe = _one_sample(self.batches[0])
         try:
             plan = plan_stack(host, probe)
             self._check_handover(host, plan, probe)
@@ -217,9 +224,7 @@ class BlockStream:
 
         store = TensorStore(self._folder, self._memory)
         blocks = {path: names for path, names, _ in self._places()}
-        return loss_gradients(
-            self._host, self.calibration.batches, self.masks, blocks, store=store, progress=self.progress
-        )
+        return loss_gradients(self._host, self.batches, self.masks, blocks, store=store, progress=self.progress)
 
 
 class _Walk:
@@ -230,7 +235,7 @@ class _Walk:
         self._host = host
         self._plan = plan
         self._store = store
-        self._batches = stream.calibration.batches
+        self._batches = stream.batches
         self._replaced: dict[torch.nn.Module, Callable[..., Any]] = {}
         self._done = 0
         self._total = 1
@@ -377,6 +382,13 @@ class RecordedCalls:
     def release(self) -> None:
         """Forget them."""
         self.kept.release()
+
+
+def _without_caches(module: torch.nn.Module, batches: Sequence[Batch]) -> tuple[Batch, ...]:
+    """Switch off the cache of keys and values: it grows with every call, so a block could not be called twice."""
+    if "use_cache" not in inspect.signature(module.forward).parameters:
+        return tuple(batches)
+    return tuple(replace(batch, options={**batch.options, "use_cache": False}) for batch in batches)
 
 
 def _mask(batch: Batch) -> torch.Tensor | None:
