@@ -12,7 +12,8 @@ from workbench.methods import (
     importance,
     gptq,
     ganq,
+    awq,
 )
 from workbench.methods.gradient import presets as gradient
 
-__all__ = ["nearest", "powerquant", "hqq", "kmeans", "importance", "gptq", "ganq", "gradient"]
+__all__ = ["nearest", "powerquant", "hqq", "kmeans", "importance", "gptq", "ganq", "awq", "gradient"]
