@@ -156,6 +156,14 @@ def test_divided_inputs_are_statistics_of_the_quotients(layer):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
 
 
+def test_a_layer_that_no_input_reached_is_rounded_to_nearest():
+    task = loud_block("llama-mha")
+    name = "mlp.gate_proj"
+    task.layers = {**task.layers, name: replace(task.layers[name], statistics=None)}
+    found = parse_method("awq:points=3").quantize_block(task)[name]
+    assert any("no input reached" in note for note in found.notes)
+
+
 def test_the_same_twice():
     first, second = (parse_method("awq:points=4").quantize_block(loud_block("opt")) for _ in range(2))
     for name, result in first.items():

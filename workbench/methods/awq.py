@@ -83,12 +83,14 @@ class Awq(Method):
         """Scale the block's channels in place, then clip and round each of its layers.
 
         Raises:
-            QuantizationError: a layer was not calibrated with Gram matrices, or the block has no inputs.
+            QuantizationError: a layer was calibrated without a Gram matrix, or the block has no inputs. (Layers that no input
+                reached, such as an expert nobody asked for, are rounded to nearest, with a note.)
             Cancelled: a listener stopped it.
         """
         run = run or Run()
         for layer in task.layers.values():
-            self.check(layer)
+            if layer.statistics is not None:
+                self.check(layer)
         started = time.monotonic()
         folds, notes = AwqScales(self.points, self.rows).search_and_fold(task, run)
         share = (time.monotonic() - started) / max(len(task.layers), 1)
@@ -118,6 +120,8 @@ class Awq(Method):
         start = task.start
         if not search:
             return start, ()
+        if task.statistics is None:
+            return start, ("no input reached this layer: it is rounded to nearest",)
         if start.grid.fitted or start.tensor_scale is not None or isinstance(task.scale, GivenScale):
             return start, (f"no clip was searched: the scales of {start.grid} are not free",)
         steps = np.arange(self.clip_points // 2) / self.clip_points

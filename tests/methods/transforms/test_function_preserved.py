@@ -18,7 +18,7 @@ from workbench.methods.transforms.pairs import FoldablePair, fold, foldable_pair
 from workbench.methods.transforms.verified import change_if_equal
 
 FAMILIES = ["gemma3", "llama", "llama-mha", "mistral", "qwen2", "qwen3", "phi3", "bert", "gpt2", "opt"]
-TRANSFORMS = ["smoothquant:alpha=0.7", "smoothquant:inner=true", "awq:points=3", "rotation", "equalization"]
+TRANSFORMS = ["smoothquant:alpha=0.7", "smoothquant:inner=true", "awq:points=2", "rotation", "equalization"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

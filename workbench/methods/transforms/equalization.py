@@ -131,7 +131,8 @@ def equalize(block: torch.nn.Module, links: Sequence[Link], rounds: int = 20) ->
             scale_outputs(first, 1.0 / factors)
             if link.norm is not None:
                 norm: Any = block.get_submodule(link.norm)
-                norm.bias.data /= factors.to(norm.bias)
+                # the norm adds bias - mean to what the layer gives
+                norm.bias.data[:] = (norm.bias - norm.running_mean) / factors.to(norm.bias) + norm.running_mean
             scale_inputs(second, factors)
             moved = max(moved, float((factors - 1.0).abs().max()))
         if moved < 1e-3:
@@ -139,20 +140,18 @@ def equalize(block: torch.nn.Module, links: Sequence[Link], rounds: int = 20) ->
 
 
 def fold_batch_norm(layer: Any, norm: Any) -> None:
-    """Move a BatchNorm's gain and statistics into the layer before it, in place; the norm only adds a bias afterwards.
+    """Move a BatchNorm's gain and spread into the layer before it, in place; the norm only adds ``bias - mean`` afterwards.
 
-    The bias stays in the norm, so that no layer gets a parameter that its checkpoint does not have.
+    What is added stays in the norm, so that no layer gets a parameter that its checkpoint does not have; the norm's running
+    statistics stay as they are, and its gain becomes the spread that it divides by.
     """
     import torch
 
-    gain = norm.weight.data / torch.sqrt(norm.running_var + norm.eps)
-    shift = norm.bias.data - norm.running_mean * gain
+    spread = torch.sqrt(norm.running_var + norm.eps)
+    gain = norm.weight.data / spread
     scale_outputs(layer, gain)
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1.0)
-    # the norm divides by sqrt(1 + eps) whatever its statistics are
-    norm.weight.data.fill_((1.0 + norm.eps) ** 0.5)
-    norm.bias.data.copy_(shift)
+    norm.bias.data[:] = norm.bias.data - norm.running_mean * gain + norm.running_mean
+    norm.weight.data[:] = spread
 
 
 def _is_layer(part: Any) -> bool:
