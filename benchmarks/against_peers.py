@@ -238,7 +238,8 @@ class Ground:
         quantized: Any = None
         for _ in range(self.repeats if contest.data_free else 1):
             started = time.perf_counter()
-            quantized = quantize_model(self.gemma.source, Recipe((entry,)), calibration, seed=self.seed)
+            given = None if contest.data_free else calibration
+            quantized = quantize_model(self.gemma.source, Recipe((entry,)), given, seed=self.seed)
             seconds.append(time.perf_counter() - started)
         module = quantized.module()
         state = {name: value.detach().float().numpy() for name, value in module.named_parameters()}
