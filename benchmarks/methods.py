@@ -332,7 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
     bench = Bench(steps=asked.steps)
     if asked.quick:
         bench = Bench(steps=4, samples=8, length=48, part=24, limit=800, pairs=20, rows=128)
-asked.seeds, asked.only = asked.seeds[:1], asked.only or ["gemma", "resnet", "W4 channel", "W4A4"]
+        asked.seeds, asked.only = asked.seeds[:1], asked.only or ["gemma", "resnet", "W4 channel", "W4A4"]
     cells = Cells(asked.output or RESULTS / f"methods{'_quick' if asked.quick else ''}.json", bench.settings)
     wanted = [cell for cell in bench.cells(asked.seeds) if cell.method == "float" or _asked(cell, asked.only)]
     if not asked.report:
@@ -372,9 +372,7 @@ def _asked(cell: Cell, words: Sequence[str]) -> bool:
         if named and not own & named:
             return False
     rest = [word for word in words if word not in SUBJECTS and word not in METHODS]
-    return not rest or any(
-        word in cell.setting.word.replace("A", " A").split() or word in cell.setting.word for word in rest
-    )
+    return not rest or any(word == cell.setting.word or word in cell.setting.word.split() for word in rest)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ def _gptqmodel_config(job: dict[str, Any]) -> Any:
         desc_act=False,
         act_group_aware=job["group"] > 0,  # its default; it refuses whole rows with it
         damp_percent=0.01,
+        offload_to_disk=False,
     )
 
 
