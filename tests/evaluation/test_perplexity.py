@@ -122,7 +122,7 @@ def test_ratio_of_two_models_on_the_same_tokens():
         ({"texts": [[1, 2]], "window": 1}, "windows of 1"),
         ({"texts": [[1, 2]], "window": 8, "stride": 8}, "not 8"),
         ({"texts": []}, "two tokens"),
-        ({"texts": None}, "not NoneType"),
+        ({"texts": None}, "tokenizer"),
         ({"texts": 3}, "not int"),
         ({"texts": [[1.5, 2.0]]}, "integers"),
         ({"texts": [np.zeros((2, 4), int)]}, r"not int64 \(2, 4\)"),

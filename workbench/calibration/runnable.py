@@ -91,6 +91,25 @@ def runnable(model: Model, inputs: Any, rows: int, progress: Callable[..., Any])
     return Runnable(module, _given(inputs), f"{model.name} on the inputs that were given")
 
 
+def load(model: Model, progress: Callable[..., Any] = lambda *_: None) -> tuple[Any, Any]:
+    """Return a model's torch module, in evaluation mode, and its tokenizer (None where there is none).
+
+    The module is shared with other callers: whoever changes it works on a copy.
+
+    Args:
+        model: an opened model; one that was opened from a module gives that module.
+        progress: told the finished fraction and a label.
+
+    Raises:
+        CheckpointError: it cannot be run; one sentence says why.
+    """
+    if model.module is not None:
+        return model.module, None
+    if model.config.get("model_type") == "tiny_resnet":
+        return resnet_module().load(_folder(model)), None
+    return _load(model, _folder(model), progress)
+
+
 def _are_texts(inputs: Any) -> bool:
     return isinstance(inputs, list | tuple) and bool(inputs) and all(isinstance(each, str) for each in inputs)
 

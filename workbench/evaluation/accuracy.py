@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from workbench.errors import WorkbenchError
+from workbench.evaluation.standard_errors import share_error
+from workbench.evaluation.subject import subject
 from workbench.integer.running import MODES
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ class Accuracy:
 
     right: int
     total: int
+    hits: Bool[np.ndarray, " inputs"] | None = field(default=None, compare=False, repr=False)
+    """Whether each input was; None where only the counts are known."""
 
     @property
     def value(self) -> float:
@@ -37,10 +43,24 @@ class Accuracy:
     @property
     def standard_error(self) -> float:
         """Root of p (1 - p) / n; where all or none were right, of the share that one more or one fewer would give."""
-        share = self.value
-        if share in {0.0, 1.0}:
-            share = 1.0 / (self.total + 1)
-        return math.sqrt(share * (1.0 - share) / self.total)
+        return share_error(self.right, self.total)
+
+    def change(self, other: Accuracy) -> tuple[float, float]:
+        """Return this accuracy minus another one on the same inputs, and the standard error of that difference.
+
+        Both saw the same inputs: only those count on which one is right and the other wrong. Where there is none, the error
+        is that of one such input more.
+
+        Raises:
+            WorkbenchError: the two are of different inputs, or their hits are not known.
+        """
+        if self.hits is None or other.hits is None or len(self.hits) != len(other.hits):
+            message = "two accuracies can be compared where the hits of both on the same inputs are known"
+            raise WorkbenchError(message)
+        difference = self.hits.astype(np.float64) - other.hits
+        count = len(difference)
+        spread = max(float(((difference - difference.mean()) ** 2).sum()), 1.0)
+        return float(difference.mean()), math.sqrt(spread / max(count - 1, 1) / count)
 
     def __repr__(self) -> str:
         return f"Accuracy({self.value:.2%} ± {self.standard_error:.2%}, {self.right} of {self.total})".replace(
@@ -49,9 +69,9 @@ class Accuracy:
 
 
 def accuracy(
-    predict: Callable[[np.ndarray], np.ndarray],
-    inputs: np.ndarray,
-    labels: np.ndarray,
+    predict: Any,
+    inputs: Any = None,
+    labels: Any = None,
     *,
     batch: int = 256,
     progress: Callable[[float], None] | None = None,
@@ -59,8 +79,9 @@ def accuracy(
     """Return how often the largest logit is the label's.
 
     Args:
-        predict: an ``IntegerModel``, or any function from a batch of inputs to logits (batch, classes).
-        inputs: all inputs, the first axis counts them.
+        predict: an ``IntegerModel``, a source, an opened model, a torch module, a quantized model (anything with
+            ``module()``), or any function from a batch of inputs to logits (batch, classes).
+        inputs: all inputs, the first axis counts them. By default the digits that tiny-resnet was not trained on.
         labels: their classes, integers (inputs,).
         batch: how many inputs run at once.
         progress: told the finished fraction after each batch; may raise ``Cancelled``.
@@ -68,22 +89,48 @@ def accuracy(
     Raises:
         WorkbenchError: no inputs, as many labels as there are not inputs, or logits of another shape.
     """
+    if inputs is None and labels is None:
+        inputs, labels = held_out_digits()
     answers = np.asarray(labels)
-    if len(inputs) == 0 or answers.shape != (len(inputs),) or answers.dtype.kind not in "iu":
+    if inputs is None or len(inputs) == 0 or answers.shape != (len(inputs),) or answers.dtype.kind not in "iu":
         message = (
-            f"accuracy needs one integer label for each input, not labels {answers.shape} for {len(inputs)} inputs"
+            f"accuracy needs one integer label for each input, not labels {answers.shape} for "
+            f"{0 if inputs is None else len(inputs)} inputs"
         )
         raise WorkbenchError(message)
-    right = 0
+    measured = subject(predict, kind="classifier")
+    hits = np.zeros(len(inputs), dtype=bool)
     for start, part in _batches(inputs, batch):
-        logits = np.asarray(predict(part))
+        logits = measured.classify(part)
         if logits.ndim != 2 or len(logits) != len(part):
             message = f"logits are (inputs, classes), not {logits.shape} for {len(part)} inputs"
             raise WorkbenchError(message)
-        right += int((logits.argmax(axis=1) == answers[start : start + len(part)]).sum())
+        hits[start : start + len(part)] = logits.argmax(axis=1) == answers[start : start + len(part)]
         if progress is not None:
             progress((start + len(part)) / len(inputs))
-    return Accuracy(right, len(inputs))
+    return Accuracy(int(hits.sum()), len(inputs), hits)
+
+
+def held_out_digits() -> tuple[Float[np.ndarray, "images 1 8 8"], Int[np.ndarray, " images"]]:
+    """Return the 450 handwritten digits that tiny-resnet was not trained on, in 0 to 1, and what they are.
+
+    The split is that of ``data/train_tiny_resnet.py``; calibration takes the others.
+
+    Raises:
+        CheckpointError: scikit-learn is not installed.
+    """
+    from workbench.calibration.data import _DIGITS_HELD_OUT, _DIGITS_SEED
+    from workbench.calibration.runnable import digits
+
+    images = digits()
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    answers: Any = load_digits()
+    parts = train_test_split(
+        images, answers.target, test_size=_DIGITS_HELD_OUT, stratify=answers.target, random_state=_DIGITS_SEED
+    )
+    return np.ascontiguousarray(parts[1]), np.asarray(parts[3], dtype=np.int64)
 
 
 def compare_accuracy(model: IntegerModel, inputs: np.ndarray, labels: np.ndarray, *, batch: int = 256) -> pd.DataFrame:
@@ -99,7 +146,7 @@ def compare_accuracy(model: IntegerModel, inputs: np.ndarray, labels: np.ndarray
 
     rows = []
     for mode in reversed(MODES):
-        found = accuracy(lambda part, mode=mode: model(part, mode), inputs, labels, batch=batch)
+        found = accuracy(partial(model, mode=mode), inputs, labels, batch=batch)
         rows.append(
             {
                 "run": mode,

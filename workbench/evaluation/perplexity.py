@@ -1,27 +1,31 @@
-"""Perplexity of a language model on texts: any function from token ids to logits, so float, fake-quantized and integer alike.
+"""Perplexity of a language model on texts: torch modules, sources, quantized and integer models, or any function to logits.
 
-    result = perplexity(model, texts, tokenizer)            # an IntegerModel in integers
-    float_result = perplexity(functools.partial(model, mode="float"), texts, tokenizer)
+    result = perplexity("demo:tiny-gemma3")                        # on the shipped held-out text
+    result = perplexity(integer_model, texts, tokenizer)           # an IntegerModel in integers
+    float_result = perplexity(functools.partial(integer_model, mode="float"), texts, tokenizer)
     print(result, result.ratio(float_result))
 
-Windows overlap as in Hugging Face's guide to fixed-length models: each text is cut into windows that start ``stride`` tokens
-apart, and each token is scored once, in the first window that holds it; the first token of a text is given.
+Windows overlap as in Hugging Face's guide to fixed-length models (see ``windows.py``); log-probabilities are summed in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from workbench.errors import WorkbenchError
+from workbench.evaluation.log_probabilities import checked_logits, nats
+from workbench.evaluation.standard_errors import clusters_of, ratio_error
+from workbench.evaluation.subject import subject
+from workbench.evaluation.windows import Plan, plan_windows
+from workbench.resources import held_out_text_path
 
-#: Rows of logits whose softmax is taken at once (float64).
-_ROWS = 64
+Clusters = Literal["windows", "documents", "auto"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,11 +35,12 @@ class Perplexity:
     Attributes:
         value: exp of the mean loss per token.
         tokens: how many tokens were scored.
-        standard_error: of ``value``: from the spread of the windows' losses (each window one cluster, its tokens are not
-            independent), carried through the exponential.
+        standard_error: of ``value``, for another draw of windows from the same documents: from the spread of the windows'
+            losses (each window one cluster, its tokens are not independent), carried through the exponential.
         bits_per_byte: loss in bits over the bytes of the texts; NaN where the texts were given as tokens.
         losses: nats of each window, summed over its scored tokens.
         counts: scored tokens of each window.
+        documents: which text each window comes from.
     """
 
     value: float
@@ -44,156 +49,130 @@ class Perplexity:
     bits_per_byte: float
     losses: Float[np.ndarray, " windows"] = field(compare=False)
     counts: Int[np.ndarray, " windows"] = field(compare=False)
+    documents: Int[np.ndarray, " windows"] = field(compare=False)
 
-    def ratio(self, other: Perplexity) -> tuple[float, float]:
+    @property
+    def document_error(self) -> float:
+        """Standard error of ``value`` for another draw of documents; NaN for a single one.
+
+        Documents differ more than windows of one do, so it is the larger one (twice as large on the shipped text), and the
+        one to quote for texts of this kind. Few documents give a poor estimate.
+        """
+        return self.value * ratio_error(self.losses, self.counts, np.unique(self.documents, return_inverse=True)[1])
+
+    def error_by(self, clusters: Clusters = "auto") -> tuple[float, str]:
+        """Return the standard error of ``value``, and in words what was taken for a cluster.
+
+        Args:
+            clusters: ``windows``, ``documents``, or ``auto``: documents where there are ten or more, else windows.
+        """
+        owner, words = _owners(self.documents, clusters)
+        return self.value * ratio_error(self.losses, self.counts, owner), words
+
+    def ratio(self, other: Perplexity, clusters: Clusters = "windows") -> tuple[float, float]:
         """Return this perplexity over another one on the same windows, and the standard error of that ratio.
 
         Both models saw the same tokens, so the error of the ratio is far smaller than that of either.
 
+        Args:
+            other: of the model to compare with.
+            clusters: see ``error_by``.
+
         Raises:
             WorkbenchError: the two scored different windows.
         """
-        if not np.array_equal(self.counts, other.counts):
+        if not np.array_equal(self.counts, other.counts) or not np.array_equal(self.documents, other.documents):
             message = "two perplexities can be compared where both scored the same windows of the same texts"
             raise WorkbenchError(message)
         ratio = self.value / other.value
-        return ratio, ratio * _standard_error(self.losses - other.losses, self.counts)
+        owner, _ = _owners(self.documents, clusters)
+        return ratio, ratio * ratio_error(self.losses - other.losses, self.counts, owner)
 
     def __repr__(self) -> str:
         return f"Perplexity({self.value:.4f} ± {self.standard_error:.4f}, {self.tokens:,} tokens)"
 
 
 def perplexity(
-    logits: Callable[[np.ndarray], Any],
-    texts: Sequence[Any],
+    model: Any,
+    texts: Any = None,
     tokenizer: Any = None,
     *,
     window: int = 512,
     stride: int | None = None,
     limit: int | None = None,
+    batch: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Perplexity:
     """Measure the perplexity of a language model.
 
     Args:
-        logits: from token ids, int64 (1, tokens), to real logits (1, tokens, vocabulary); numpy or torch.
-        texts: texts, or sequences of token ids (the first token of each is given, the others are scored).
-        tokenizer: turns texts to tokens: called with a text it gives a mapping with ``input_ids``, as those of transformers.
+        model: a source, an opened model, a torch module, a quantized model (anything with ``module()``), an
+            ``IntegerModel``, or a function from token ids, int64 (1, tokens), to real logits (1, tokens, vocabulary).
+        texts: texts, or sequences of token ids (the first token of each is given, the others are scored). By default the
+            shipped held-out text, one document a module.
+        tokenizer: turns texts to tokens: called with a text it gives a mapping with ``input_ids``, as those of
+            transformers; by default the model's own.
         window: most tokens that the model sees at once.
         stride: how far one window starts behind the one before; half of ``window`` by default.
         limit: stop after the window in which so many tokens are scored; None scores everything.
+        batch: windows of one forward pass, of torch modules; by default as many as give 256 MiB of logits, 16 at most.
         progress: told the finished fraction; may raise ``Cancelled``.
 
     Raises:
         WorkbenchError: texts without tokenizer, nothing to score, windows that leave tokens out, or logits of another shape.
+        CheckpointError: a source that cannot be run.
     """
-    step = window // 2 if stride is None else stride
-    if window < 2 or not 1 <= step < window:
-        message = f"windows of {window} tokens start 1 to {max(window - 1, 1)} tokens apart, not {step}"
-        raise WorkbenchError(message)
-    sequences, size = _token_sequences(texts, tokenizer)
-    plan = [(ids, *place) for ids in sequences for place in _windows(len(ids), window, step)]
-    if not plan:
-        message = "perplexity needs a text of two tokens or more: the first is given, the others are scored"
-        raise WorkbenchError(message)
-    total = sum(end - first for _, _, first, end in plan)
-    losses, counts = [], []
-    for ids, begin, first, end in plan:
+    measured = subject(model, tokenizer=tokenizer, kind="causal")
+    given = held_out_documents() if texts is None else texts
+    plan = plan_windows(given, measured.tokenizer, window, stride, limit)
+    losses = np.zeros(len(plan.windows))
+    total, done = int(plan.counts.sum()), 0
+    for start, windows in plan.batches(batch or measured.batch_size(window)):
         if progress is not None:
-            progress(sum(counts) / total)
-        found = _checked(np.asarray(_as_numpy(logits(ids[None, begin:end]))), ids[begin:end])
-        losses.append(_nats(found[first - begin - 1 : end - begin - 1], ids[first:end]))
-        counts.append(end - first)
-        if limit is not None and sum(counts) >= limit:
-            break
-    all_losses, all_counts = np.asarray(losses), np.asarray(counts)
-    scored = int(all_counts.sum())
-    mean = float(all_losses.sum()) / scored
-    whole = scored == total and size > 0
-    value = math.exp(min(mean, 700.0))
+            progress(done / total)
+        ids = np.stack([each.ids for each in windows])
+        logits = checked_logits(measured.logits(ids), ids)
+        for number, each in enumerate(windows):
+            losses[start + number] = nats(logits[number, each.first - 1 : -1], each.targets)
+            done += len(each.targets)
+    return perplexity_of(losses, plan)
+
+
+def perplexity_of(losses: Float[np.ndarray, " windows"], plan: Plan) -> Perplexity:
+    """Return the perplexity of given losses.
+
+    Args:
+        losses: nats of each window of the plan.
+        plan: the windows.
+    """
+    counts = plan.counts
+    scored = int(counts.sum())
+    total = float(losses.sum())
+    value = math.exp(min(total / scored, 700.0))
+    whole = plan.complete and plan.size > 0
     return Perplexity(
         value,
         scored,
-        value * _standard_error(all_losses, all_counts),
-        float(all_losses.sum()) / math.log(2.0) / size if whole else math.nan,
-        all_losses,
-        all_counts,
+        value * ratio_error(losses, counts),
+        total / math.log(2.0) / plan.size if whole else math.nan,
+        losses,
+        counts,
+        plan.documents,
     )
 
 
-def _token_sequences(texts: Sequence[Any], tokenizer: Any) -> tuple[list[np.ndarray], int]:
-    """Return token ids of every text, and the bytes of all texts (0 where tokens were given)."""
-    if isinstance(texts, str) or getattr(texts, "ndim", 0) == 1:
-        texts = [texts]
-    if not isinstance(texts, Iterable):
-        message = f"perplexity takes texts, or sequences of token ids, not {type(texts).__name__}"
-        raise WorkbenchError(message)
-    texts = list(texts)
-    if any(isinstance(text, str) for text in texts):
-        if tokenizer is None:
-            message = "texts need a tokenizer: give one, or give token ids"
-            raise WorkbenchError(message)
-        if not all(isinstance(text, str) for text in texts):
-            message = "give texts, or token ids, not both"
-            raise WorkbenchError(message)
-        sequences = [np.asarray(tokenizer(text)["input_ids"], dtype=np.int64) for text in texts]
-        return sequences, sum(len(text.encode()) for text in texts)
-    return [_token_ids(ids) for ids in texts], 0
+def held_out_documents() -> list[str]:
+    """Return the shipped held-out text: standard-library modules that tiny-gemma3 was never trained on, one each."""
+    return held_out_text_path().read_text(encoding="utf-8").split("\f\n")
 
 
-def _token_ids(ids: Any) -> Int[np.ndarray, " tokens"]:
-    """Return one sequence of token ids, int64."""
-    found = np.asarray(_as_numpy(ids))
-    if found.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if found.dtype.kind not in "iu" or found.ndim == 0 or found.size != found.shape[-1]:
-        message = f"a sequence of token ids is integers (tokens,), not {found.dtype} {found.shape}"
-        raise WorkbenchError(message)
-    return found.reshape(-1).astype(np.int64)
-
-
-def _checked(logits: np.ndarray, ids: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, "tokens vocabulary"]:
-    """Refuse logits that are not one row for each token, or a vocabulary without these tokens."""
-    if logits.ndim != 3 or logits.shape[:2] != (1, len(ids)):
-        message = f"logits of {len(ids)} tokens are (1, {len(ids)}, vocabulary), not {logits.shape}"
-        raise WorkbenchError(message)
-    if ids.min() < 0 or ids.max() >= logits.shape[2]:
-        message = f"the model knows tokens 0 to {logits.shape[2] - 1}; the text holds {ids.min()} to {ids.max()}"
-        raise WorkbenchError(message)
-    return logits[0]
-
-
-def _windows(tokens: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """Return (begin, first scored token, end) of each window."""
-    places, scored = [], 1
-    for begin in range(0, tokens, stride):
-        end = min(begin + window, tokens)
-        if end <= scored:
-            break
-        places.append((begin, scored, end))
-        scored = end
-    return places
-
-
-def _nats(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Return -sum log softmax(logits)[target], in float64."""
-    total = 0.0
-    for start in range(0, len(targets), _ROWS):
-        rows = logits[start : start + _ROWS].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        chosen = targets[start : start + _ROWS]
-        total += float(np.log(np.exp(rows).sum(axis=1)).sum() - rows[np.arange(len(chosen)), chosen].sum())
-    return total
-
-
-def _standard_error(losses: np.ndarray, counts: np.ndarray) -> float:
-    """Return the standard error of sum(losses) / sum(counts), windows as clusters (ratio estimator)."""
-    clusters = len(losses)
-    if clusters < 2:
-        return math.nan
-    residuals = losses - losses.sum() / counts.sum() * counts
-    return math.sqrt(clusters / (clusters - 1) * float((residuals**2).sum())) / float(counts.sum())
-
-
-def _as_numpy(values: Any) -> Any:
-    return values.detach().float().cpu().numpy() if hasattr(values, "detach") and values.is_floating_point() else values
+def _owners(documents: Int[np.ndarray, " windows"], clusters: Clusters) -> tuple[Int[np.ndarray, " windows"], str]:
+    if clusters == "auto":
+        return clusters_of(documents)
+    if clusters == "documents":
+        owner = np.unique(documents, return_inverse=True)[1]
+        return owner, f"{len(set(owner.tolist()))} documents"
+    if clusters == "windows":
+        return np.arange(len(documents)), f"{len(documents)} windows"
+    message = f"clusters are windows, documents or auto, not {clusters!r}"
+    raise WorkbenchError(message)

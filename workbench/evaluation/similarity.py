@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.errors import WorkbenchError
+from workbench.evaluation.standard_errors import bootstrap_error
 from workbench.resources import held_out_text_path
 
 #: What stands between two modules in the held-out text.
@@ -38,6 +39,7 @@ class Similarity:
         sentences: how many distinct sentences.
         pairs: how many pairs.
         similarities: of each pair: float, quantized.
+        cosines: between both embeddings of each sentence.
     """
 
     cosine: float
@@ -47,6 +49,18 @@ class Similarity:
     sentences: int
     pairs: int
     similarities: Float[np.ndarray, "pairs 2"] = field(compare=False)
+    cosines: Float[np.ndarray, " sentences"] = field(compare=False)
+
+    @property
+    def cosine_error(self) -> float:
+        """Standard error of the mean cosine, sentences taken as independent; NaN for fewer than two."""
+        count = len(self.cosines)
+        return float(self.cosines.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+
+    def spearman_error(self, seed: int = 0) -> float:
+        """Return the rank correlation's standard error: a bootstrap over pairs, which are taken as independent."""
+        both = self.similarities
+        return bootstrap_error(len(both), lambda drawn: spearman(both[drawn, 0], both[drawn, 1]), seed)
 
     def __repr__(self) -> str:
         return (
@@ -92,7 +106,36 @@ def similarity(
         len(sentences),
         len(pairs),
         both,
+        own,
     )
+
+
+def pair_similarities(
+    embed: Callable[[list[str]], Any], pairs: Sequence[tuple[str, str]]
+) -> Float[np.ndarray, " pairs"]:
+    """Return the cosine of both embeddings of every pair of sentences.
+
+    Args:
+        embed: from sentences to embeddings (sentences, width).
+        pairs: of sentences.
+
+    Raises:
+        WorkbenchError: embeddings of another shape.
+    """
+    sentences = list(dict.fromkeys(one for pair in pairs for one in pair))
+    rows = dict(zip(sentences, _unit_rows(embed(sentences), len(sentences)), strict=True))
+    return np.asarray([float(rows[one] @ rows[other]) for one, other in pairs])
+
+
+def ordered_share(likely: Float[np.ndarray, " n"], unlikely: Float[np.ndarray, " m"]) -> float:
+    """Return the share of (likely, unlikely) couples in which the likely one is larger; equal ones count half.
+
+    This is the area under the receiver operating characteristic (Mann and Whitney's U over n m); NaN where one is empty.
+    """
+    if len(likely) == 0 or len(unlikely) == 0:
+        return math.nan
+    ranks = _ranks(np.concatenate([likely, unlikely]))[: len(likely)]
+    return float(ranks.sum() - len(likely) * (len(likely) + 1) / 2.0) / (len(likely) * len(unlikely))
 
 
 def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
