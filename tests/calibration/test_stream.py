@@ -36,13 +36,10 @@ def tiny(family: str):
         )  # fmt: skip
         return transformers.BertForSequenceClassification(config).eval()
     if family == "t5":
-        config = transformers.T5Config(
-            d_model=32, d_kv=8, num_heads=4, num_layers=2, d_ff=48, vocab_size=61, decoder_start_token_id=0
-        )
+        config = transformers.T5Config(d_model=32, d_kv=8, num_heads=4, num_layers=2, d_ff=48, vocab_size=61)
         return transformers.T5EncoderModel(config).eval()
     config = transformers.ViTConfig(
         hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, image_size=8, patch_size=4,
-        num_labels=5,
     )  # fmt: skip
     return transformers.ViTForImageClassification(config).eval()
 
@@ -175,7 +172,8 @@ def test_gpt2_weights_are_shown_as_outputs_by_inputs(tmp_path):
         np.testing.assert_array_equal(block.weight(name), np.asarray(model[name].weight))
         block.replace_weight(name, block.weight(name) * 2)
         np.testing.assert_array_equal(block.weight(name), 2 * np.asarray(model[name].weight))
-        assert block.bias(name).shape == (len(block.weight(name)),)
+        bias = block.bias(name)
+        assert bias is not None and bias.shape == (len(block.weight(name)),)
     assert block.changed
 
 
@@ -202,6 +200,9 @@ def test_hidden_states_go_to_files_and_away(case, tmp_path):
     steps = iter(stream)
     next(steps)
     steps.close()  # a consumer that stops early
+    blocks = list(stream)
+    with pytest.raises(CheckpointError, match="has passed this block"):
+        blocks[0].statistics(needs={"moments"})
     assert not list((tmp_path / "spill").rglob("*.bin"))
 
 

@@ -43,6 +43,8 @@ class BlockInputs(Sequence[Arguments]):
         self._device = device
         self.batches = range(len(recorded.calls)) if batches is None else batches
         """Which batch each entry belongs to."""
+        self.passed = False
+        """Whether the stream has gone on, and the tensors are gone."""
 
     def __len__(self) -> int:
         return len(self._recorded.calls)
@@ -55,6 +57,9 @@ class BlockInputs(Sequence[Arguments]):
         """Return one entry, or several."""
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
+        if self.passed:
+            message = "the stream has passed this block: use it before the next one is asked for"
+            raise CheckpointError(message)
         kept, place = self._recorded.calls[index][self._number]
         arguments, options = self._recorded.kept.restore(kept, self._device)
         if self._hidden is None:
@@ -151,6 +156,14 @@ class StreamBlock:
         assert isinstance(after, TensorList)
         self._targets = None  # they go on as the next block's inputs
         return targets, after
+
+    def retire(self) -> None:
+        """Let go of the module and of everything that was computed; the stream calls it when it goes on."""
+        self.inputs.passed = self.float_inputs.passed = True
+        self.__dict__.pop("module", None)
+        if self._targets is not None:
+            self._targets.release()
+            self._targets = None
 
     def statistics(
         self, *, needs: Iterable[str], rows: int = 1024, seed: int = 0, names: Iterable[str] | None = None

@@ -17,6 +17,10 @@ from workbench.calibration.texts import default_texts, ordered_pieces
 from workbench.checkpoints import Model
 from workbench.errors import CheckpointError
 
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "spm.model", "vocab.bpe", "tokenizer.tiktoken"),
+)
 #: The split of data/train_tiny_resnet.py: calibration uses training images only.
 _DIGITS_SEED = 20261120
 _DIGITS_HELD_OUT = 0.25
@@ -250,6 +254,10 @@ def _reader(model: Model, tokenizer: Any) -> tuple[set[str], Any, Any]:
     if maker is None:
         maker = cast("Any", transformers.AutoModel)._model_mapping[type(config)]
     if tokenizer is None:
+        # Without any of these transformers makes an empty tokenizer, which reads every text as unknown.
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            message = f"{model.name} has no tokenizer beside its weights that transformers can read: give one"
+            raise CheckpointError(message)
         with _quietly():
             try:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(

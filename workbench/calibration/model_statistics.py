@@ -97,7 +97,7 @@ def layer_statistics(
             found[name] = kept
     missing = [number for number, block in enumerate(blocks) if any(n in keys and n not in found for n in block)]
     if missing:
-        with contextlib.closing(_iterate(walk())) as steps:
+        with contextlib.closing(iter(walk())) as steps:
             for number, block in enumerate(steps):
                 names = [name for name in block.places if name in keys and name not in found]
                 if names:
@@ -121,10 +121,6 @@ def default_calibration(model: Any) -> Calibration:
     if found.config.get("model_type") == "tiny_resnet":
         return Calibration.from_images(found)
     return Calibration.from_texts(found)
-
-
-def _iterate(stream: BlockStream) -> Any:
-    return iter(stream)
 
 
 def _chosen(model: Model, known: list[str], patterns: str | Iterable[str]) -> list[str]:

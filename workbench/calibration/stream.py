@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -184,7 +184,7 @@ class BlockStream:
                     names[name] = inner
             yield path, names, is_layer(module) and self._host.tied(path)
 
-    def __iter__(self) -> Iterator[StreamBlock]:
+    def __iter__(self) -> Generator[StreamBlock, None, None]:
         """Walk from the start; a block may be used until the next one is asked for."""
         store = TensorStore(self._folder, self._memory)
         try:
@@ -268,8 +268,10 @@ class _Walk:
                 if known[path][0]:
                     yield block
                 if number == len(self._plan.stack) - 1 and not self._plan.after:
+                    block.retire()
                     break
                 float_after, after = block.advance()
+                block.retire()
                 for old in {id(hidden): hidden, id(changed): changed}.values():
                     old.release()
                 hidden, changed = float_after, after
@@ -334,10 +336,11 @@ class _Walk:
                 module, device = block.module, self._host.device
 
                 def replacement(*arguments: Any, **options: Any) -> Any:
-                    given, named = map_tensors((arguments, options), lambda each: each.to(block.device))
+                    given, named = map_tensors((arguments, options), lambda each: each.to(self._stream.device))
                     return map_tensors(module(*given, **named), lambda each: each.to(device))
 
                 self._replaced[self._host.module.get_submodule(path)] = without_weights(replacement)
+            block.retire()
             for each in {id(inputs): inputs, id(float_inputs): float_inputs}.values():
                 each.release()
         self._done += 1
