@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import block_zoo as zoo
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import block_zoo as zoo
 
 from workbench.errors import Cancelled, QuantizationError
 from workbench.methods import Run

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import block_zoo as zoo
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import block_zoo as zoo
 
 from workbench.errors import QuantizationError
 from workbench.methods import Run
