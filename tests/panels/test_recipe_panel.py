@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 from workbench.panels import Session
 from workbench.panels.recipe_panel import RecipePanel, bits_html
 from workbench.panels.recipe_plan import plan_recipe
-from workbench.panels.recipe_state import FIELDS
+from workbench.panels.recipe_state import FIELDS, RecipeState
 from workbench.quantization.bits import storage
 from workbench.quantization.recipe import Recipe
+from workbench.resources import demo_path
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -186,3 +188,81 @@ def test_snapshot_has_rows_and_numbers(panel):
     snapshot = panel.snapshot()
     assert Image.open(io.BytesIO(snapshot.png)).width >= 800
     assert snapshot.numbers["recipe"]["entries"][0]["layers"] == "*"
+
+
+# ---------------------------------------------------------------------- the model quantized by the rows
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    session = Session(demo_path("tiny-resnet"), sweep=False)
+    assert session.wait(120)
+    panel = RecipePanel(session)
+    panel.preset.value = "w4-rtn-clip"
+    yield panel
+    panel.close()
+    session.close()
+
+
+def test_quantize_model_gives_what_the_function_gives_layer_by_layer(resnet):
+    from workbench.methods.runner import quantize_model
+
+    resnet.run_bar.run.click()
+    assert resnet.wait(240)
+    state = resnet.state
+    assert state.status == "done", state.doing
+    assert state.fresh
+    judge = quantize_model(resnet.session.model, "w4-rtn-clip")
+    assert {name: each.error for name, each in state.results.items()} == {
+        name: each.error for name, each in judge.layers.items()
+    }
+    assert state.quantized.bits_per_weight == judge.bits_per_weight
+    assert f"{judge.bits_per_weight:.3f}" in resnet.run_bar.text.value
+    plan = {each.name: each for each in state.plan().quantized}
+    assert set(plan) == set(judge.layers)
+    for name, each in judge.layers.items():
+        assert plan[name].bits_per_weight == pytest.approx(each.bits_per_weight)
+    shown = {cells[0][0]: cells[4][0] for cells, _ in resnet.layers.rows}
+    assert all(shown[name] not in {"", "…"} for name in judge.layers)
+
+
+def test_an_edit_makes_the_quantized_model_stale_but_keeps_it(resnet):
+    state = resnet.state
+    before = state.quantized
+    edit(resnet, 0, "weight", "uniform:bits=3")
+    assert not state.fresh
+    assert state.quantized is before
+    edit(resnet, 0, "weight", "uniform:bits=4")
+
+
+def test_code_runs_and_gives_the_panel_s_numbers(resnet):
+    for text in ("rtn-clip", "gptq"):
+        edit(resnet, 0, "method", text)
+        assert ("Calibration.from_images" in resnet.code()) == (text == "gptq")
+    edit(resnet, 0, "method", "rtn-clip")
+    namespace = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(resnet.code(), namespace)
+    for name, result in namespace["quantized"].layers.items():
+        assert result.error == resnet.state.results[name].error
+
+
+def test_methods_with_inputs_are_calibrated_and_stop_keeps_finished_layers(resnet):
+    state = RecipeState.of(resnet.session)
+    edit(resnet, 0, "method", "gptq")
+    state.samples = 8
+    finished = []
+
+    def stop_after_two(_change):
+        finished.append(len(state.results))
+        if len(state.results) == 2:
+            state.stop()
+
+    state.observe(stop_after_two, "results")
+    resnet.run_bar.run.click()
+    assert resnet.wait(240)
+    state.unobserve(stop_after_two, "results")
+    assert state.status == "stopped"
+    assert len(state.results) == 2
+    assert "2 layers kept" in resnet.run_bar.text.value
+    assert state.quantized is None

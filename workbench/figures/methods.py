@@ -85,8 +85,8 @@ def curves_figure(
             "yaxis": {
                 "type": "log",
                 "range": [float(np.log10(low)) - 0.06, float(np.log10(high)) + 0.06],
-                "dtick": "D2" if high / low < 100 else 1,
-                "exponentformat": "none",
+                "tickvals": (marks := _marks(low, high)),
+                "ticktext": [f"{mark:g}" for mark in marks],
             },
             "hovermode": "closest",
             "legend": {"y": 1.0, "yanchor": "bottom"},
@@ -217,6 +217,13 @@ def levels_figure(
         height=height,
         layout={"yaxis": {"rangemode": "tozero"}, "hovermode": "closest"},
     )
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5 times powers of ten from ``low`` to ``high``; powers alone where that would be many."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1.0, 2.0, 5.0) if len(powers) <= 4 else (1.0,)
+    return [step * 10.0**power for power in powers for step in steps]
 
 
 def _others(look: Theme) -> tuple[str, ...]:

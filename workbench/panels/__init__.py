@@ -15,6 +15,7 @@ _HOME_OF = {
     "WeightsPanel": "weights_panel",
     "OutliersPanel": "outliers_panel",
     "ErrorPanel": "error_panel",
+    "EvaluatePanel": "evaluate_panel",
     "IntegerPanel": "integer_panel",
     "MethodsPanel": "methods_panel",
     "RecipePanel": "recipe_panel",
@@ -24,6 +25,7 @@ _HOME_OF = {
 
 __all__ = [
     "ErrorPanel",
+    "EvaluatePanel",
     "FollowPanel",
     "GridPanel",
     "IntegerPanel",
@@ -41,6 +43,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from workbench.panels.error_panel import ErrorPanel
+    from workbench.panels.evaluate_panel import EvaluatePanel
     from workbench.panels.follow_panel import FollowPanel
     from workbench.panels.grid_panel import GridPanel
     from workbench.panels.integer_panel import IntegerPanel

@@ -84,7 +84,7 @@ class MethodChoice(widgets.VBox):
             box = self.boxes[word] = _box(method.title, method.summary)
             box.observe(self._ticked, "value")
             boxes.append(box)
-        name = widgets.HTML(f"<b>{group}</b>", layout={"width": "82px", "margin": "0", "flex": "0 0 auto"})
+        name = widgets.HTML(f"<b>{group}</b>", layout={"width": "96px", "margin": "0", "flex": "0 0 auto"})
         inner = widgets.Box(
             boxes, layout={"display": "flex", "flex_flow": "row wrap", "flex": "1 1 auto", "min_width": "0"}
         )

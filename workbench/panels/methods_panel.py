@@ -48,13 +48,14 @@ class MethodsPanel(FigurePanel):
         self._controls = {"grids": self.grids, "pattern": self.pattern, "steps": self.steps, "seed": self.seed}
         for name, control in self._controls.items():
             control.observe(lambda change, name=name: self._set(name, change["new"]), "value")
-        self.plan = widgets.HTML(layout={"width": "100%", "min_height": "20px"})
+        self.plan = widgets.HTML(layout={"width": "100%", "min_height": "40px"})
         self.run_bar = RunBar(state, "Run methods", self._start, "Run the chosen methods on the chosen layers")
         self.table = SortableTable(
             caption="Results (click a row to see its weights)",
             empty="No results yet: choose methods and press Run methods.",
             pickable=True,
-            max_height=280,
+            max_height=230,
+            layout={"min_height": "190px"},
         )
         self.table.observe(self._row_picked, "picked")
         self.use = widgets.Button(
@@ -67,9 +68,9 @@ class MethodsPanel(FigurePanel):
             button.on_click(action)
         self.said = widgets.HTML(layout={"margin": "0"})
         dress = self.session.theme
-        curves = self.place("curves", curves_figure([], dress=dress), 420)
-        weights = self.place("weights", self._no_weights(), 420)
-        levels = self.place("levels", levels_figure(*[[]] * 4, dress=dress), 420)  # pyright: ignore[reportArgumentType]
+        curves = self.place("curves", curves_figure([], dress=dress), 330)
+        weights = self.place("weights", self._no_weights(), 330)
+        levels = self.place("levels", levels_figure(*[[]] * 4, dress=dress), 330)  # pyright: ignore[reportArgumentType]
         self.watch(self._draw, "theme")
         self.watch(self._say_plan, "layer_name", "grid", "granularity", "scale_rule", "model")
         self.watch(self._show_results, "layer_name")

@@ -14,7 +14,7 @@ from workbench.panels.figure_panel import choice
 from workbench.panels.long_run import RunBar, duration
 from workbench.panels.methods_table import decibel, signed
 from workbench.panels.panel import BUTTON_LAYOUT, Panel, guarded
-from workbench.panels.recipe_plan import LayerPlan, RecipePlan, matching
+from workbench.panels.recipe_plan import KINDS, LayerPlan, RecipePlan, matching, needs_inputs, reads_images
 from workbench.panels.recipe_state import FIELDS, RecipeState
 from workbench.panels.recipe_table import RecipeTable
 from workbench.panels.snapshot import Snapshot
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 #: Heading, meaning, placeholder and width of the cells that are typed into.
 COLUMNS = (
-    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 20],
-    ["weight grid", "Levels of the weights, or float to leave the layers as they are", "as above", 24],
+    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 29],
+    ["weight grid", "Levels of the weights, or float to leave the layers as they are", "as above", 27],
     ["granularity", "What shares a scale: tensor, channel or group:128", "as above", 11],
     ["scale", "Rule of the scale: absmax, mse or percentile:99.9", "as above", 9],
-    ["activation", "How the layers' inputs are coded, e.g. float, int8@token", "as above", 11],
-    ["method", "How codes are chosen, e.g. rtn-clip, gptq, nupes:steps=500", "as above", 13],
+    ["activation", "How the layers' inputs are coded, e.g. float, int8@token", "as above", 10],
+    ["method", "How codes are chosen, e.g. rtn-clip, gptq, nupes:steps=500", "as above", 12],
 )
 WEIGHTS = (
     "uniform:bits=8", "uniform:bits=4", "uniform:bits=4,range=asymmetric", "uniform:bits=3", "uniform:bits=2",
@@ -47,7 +47,7 @@ LAYER_COLUMNS = (
     Column(
         "bits per weight", about="Codes, scales, zero points and codebook; as stored where the layer is left alone."
     ),
-    Column("output SQNR / dB", about="Of the layer's outputs on its calibration inputs, once it is quantized."),
+    Column("SQNR / dB", about="Once it is quantized: of its outputs where the model was run, else of its weights."),
     Column("gain over RTN / dB", about="Against round to nearest on the same grid and scale rule."),
     Column("time", about="Wall time of the method for this layer."),
 )
@@ -199,7 +199,15 @@ class RecipePanel(Panel):
             return
         plan = self.state.plan()
         self.bits.value = bits_html(plan, self.state.recipe.transforms)
-        self.layers.show(LAYER_COLUMNS, [_layer_line(each, self.state.results.get(each.name)) for each in plan.layers])
+        model: Any = self.session.model
+        listed = [
+            each for each in plan.layers if each.extra or each.name not in model or model[each.name].kind in KINDS
+        ]
+        rest = len(plan.layers) - len(listed)
+        self.layers.caption = "What each layer gets" + (
+            f" ({rest} norms and the like stay as they are)" if rest else ""
+        )
+        self.layers.show(LAYER_COLUMNS, [_layer_line(each, self.state.results.get(each.name)) for each in listed])
 
     # ------------------------------------------------------------------ picture, numbers, code
 
@@ -246,9 +254,15 @@ class RecipePanel(Panel):
 
 def recipe_lines(session: Any, state: RecipeState) -> list[str]:
     """Return the lines that open the model and quantize it by the recipe; they define ``model`` and ``quantized``."""
-    entries = state.recipe.to_dict()
+    entries, model = state.recipe.to_dict(), session.model
+    imports, calibration = [], ""
+    if model is not None and needs_inputs(model, state.recipe):
+        make = "from_images" if reads_images(model) else "from_texts"
+        imports = ["from workbench.calibration import Calibration"]
+        calibration = f"Calibration.{make}(model, samples={state.samples}, seed={state.seed}), "
     return [
         "from workbench import Recipe, open_model",
+        *imports,
         "from workbench.methods.runner import quantize_model",
         "",
         model_line(session),
@@ -258,7 +272,7 @@ def recipe_lines(session: Any, state: RecipeState) -> list[str]:
         *(f"        {entry!r}," for entry in entries["entries"]),
         "    ],",
         "})",
-        f"quantized = quantize_model(model, recipe, seed={state.seed})",
+        f"quantized = quantize_model(model, recipe, {calibration}seed={state.seed})",
     ]
 
 
@@ -269,7 +283,7 @@ def bits_html(plan: RecipePlan, transforms: Sequence[str] = ()) -> str:
     chosen = plan.quantized
     if not chosen:
         return '<span class="qwb-error" role="status">The recipe quantizes no layer of this model.</span>'
-    stored = sum(each.stored_bits for each in plan.layers) / max(sum(each.weights for each in plan.layers), 1)
+    stored = sum(each.stored_bits for each in plan.layers if not each.extra) / max(plan.weights, 1)
     also = f" · transforms before rounding: <code>{html.escape(', '.join(transforms))}</code>" if transforms else ""
     return (
         f"<div><b>{plan.quantized_bits_per_weight:.3f} bits per weight</b> in the {len(chosen)} quantized layers "

@@ -10,10 +10,11 @@ import traitlets
 
 from workbench.errors import RecipeError, WorkbenchError
 from workbench.panels.long_run import LongRun, duration
-from workbench.panels.recipe_plan import RecipePlan, plan_recipe
+from workbench.panels.recipe_plan import RecipePlan, needs_inputs, plan_recipe, reads_images
 from workbench.panels.state import Checked
 
 if TYPE_CHECKING:
+    from workbench.calibration.data import Calibration
     from workbench.methods.result import LayerResult
     from workbench.panels.jobs import Job
     from workbench.panels.session import Session
@@ -173,9 +174,10 @@ class RecipeState(LongRun):
     @property
     def fresh(self) -> bool:
         """Whether ``quantized`` is what the present recipe gives."""
-        return self.quantized is not None and self.made_by == self._making()
+        return self.quantized is not None and self.made_by == self.making()
 
-    def _making(self) -> tuple[Any, int, int]:
+    def making(self) -> tuple[Any, int, int]:
+        """Return what a run of now would be made by: recipe, samples, seed."""
         return (self.recipe, self.samples, self.seed)
 
     # ------------------------------------------------------------------ quantizing the model
@@ -192,7 +194,7 @@ class RecipeState(LongRun):
             except WorkbenchError as error:
                 self.complain(error)
                 return
-            making = self._making()
+            making = self.making()
             self.set_trait("quantized", None)
             self.set_trait("results", {})
             self.set_trait("made_by", making)
@@ -215,7 +217,7 @@ class RecipeState(LongRun):
                 self.set_trait("results", {**self.results, result.name: result})
 
         made = quantize_model(
-            model, recipe, self.calibration(model, samples, seed), seed=seed, progress=progress, on_layer=on_layer
+            model, recipe, calibration_of(model, recipe, samples, seed), seed=seed, progress=progress, on_layer=on_layer
         )
         with self.lock:
             job.check()
@@ -223,11 +225,6 @@ class RecipeState(LongRun):
             self.set_trait("made_by", making)
             self.set_trait("quantized", made)
         return made
-
-    def calibration(self, model: Any, samples: int, seed: int) -> Any:
-        """Return what methods learn from, or None where none of the recipe needs anything."""
-        _ = self
-        return calibration_of(model, self.recipe, samples, seed)
 
     def forget(self) -> None:
         """Drop what belongs to the model before; the recipe stays."""
@@ -246,6 +243,15 @@ class RecipeState(LongRun):
             return {"recipe": self.recipe.to_dict(), "samples": self.samples, "seed": self.seed}
 
 
-def calibration_of(model: Any, recipe: Recipe, samples: int, seed: int) -> Any:
-    """Return a calibration for a model's family, or None where the recipe needs no inputs."""
-    _ = (model, recipe, samples, seed)
+def calibration_of(model: Any, recipe: Recipe, samples: int, seed: int) -> Calibration | None:
+    """Return the shipped inputs for a model's family, or None where the recipe needs none and nothing has to run.
+
+    Raises:
+        CheckpointError: the model needs inputs of another kind.
+    """
+    from workbench.calibration.data import Calibration
+
+    if not needs_inputs(model, recipe):
+        return None
+    make = Calibration.from_images if reads_images(model) else Calibration.from_texts
+    return make(model, samples=samples, seed=seed)

@@ -16,7 +16,8 @@ const STYLE = `
 .wbr button{font:inherit;min-width:26px;height:26px;padding:0 6px;margin:0 1px;color:inherit;background:var(--jp-layout-color2,#f3f4f6);border:1px solid var(--jp-border-color2,#bbb);border-radius:3px;cursor:pointer}
 .wbr button:disabled{opacity:.4;cursor:default}
 .wbr button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}
-.wbr .wbr-said{color:var(--jp-error-color0,#b3261e);white-space:normal;min-height:1.4em;padding:2px 4px}`;
+.wbr .wbr-said{color:var(--jp-error-color0,#b3261e);white-space:normal}
+.wbr .wbr-foot{display:flex;gap:10px;align-items:center;min-height:32px}`;
 
 let tables = 0;
 
@@ -36,7 +37,9 @@ function render({ model, el }) {
   said.setAttribute("role", "alert");
   const add = make("button", "", "+ Add a row");
   add.type = "button";
-  root.append(style, lists, table, said, add);
+  const foot = make("div", "wbr-foot");
+  foot.append(add, said);
+  root.append(style, lists, table, foot);
   el.append(root);
   let fields = []; // rows of [inputs, facts cell, buttons]
 
@@ -90,7 +93,7 @@ function render({ model, el }) {
     for (const [name, about, , width] of columns) {
       const th = make("th", "", name);
       th.scope = "col"; th.title = about; th.style.minWidth = `${width}ch`;
-      if (width < 16) th.style.width = `${width + 2}ch`;
+      if (width < 16) th.style.width = `${width + 1}ch`;
       head.append(th);
     }
     head.append(make("th", "wbr-facts", model.get("facts_name")));

@@ -9,7 +9,7 @@ const STYLE = `
 .wbs thead button{all:unset;cursor:pointer;font-weight:600;border-radius:2px}
 .wbs thead button:hover{text-decoration:underline}
 .wbs thead button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}
-.wbs .wbs-text{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:5em}
+.wbs .wbs-text{text-align:left;white-space:normal}
 .wbs tbody tr.wbs-odd{background:var(--jp-layout-color2,rgba(128,128,128,.1))}
 .wbs .wbs-best{font-weight:700}
 .wbs .wbs-best::before{content:"★ ";color:#e69f00}
@@ -19,7 +19,6 @@ const STYLE = `
 .wbs.wbs-pickable tbody tr.wbs-row{cursor:pointer}
 .wbs.wbs-pickable tbody tr.wbs-row:hover{outline:1px solid var(--jp-brand-color1,#1976d2);outline-offset:-1px}
 .wbs tbody tr[aria-selected=true]{box-shadow:inset 4px 0 0 #e69f00}
-.wbs tbody tr[aria-selected=true] td:first-child{font-weight:600}
 .wbs tbody tr:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:-2px}
 .wbs .wbs-empty{padding:6px;color:var(--jp-ui-font-color2,#59636e)}`;
 

@@ -1,4 +1,4 @@
-"""The whole workbench in one cell: model bar, layers, the live grid, and the views of weights, outliers, errors and integers."""
+"""The whole workbench in one cell: model bar, layers, the live grid, and the views from weights to methods, recipe and figures."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Workbench(Panel):
             ("Integer", _integer_panel),
             ("Methods", _methods_panel),
             ("Recipe", _recipe_panel),
+            ("Evaluate", _evaluate_panel),
         )
         holders = [widgets.VBox(layout={"width": "auto", "min_height": "120px"}) for _ in self._makers]
         self.tabs = widgets.Tab(holders, titles=tuple(name for name, _ in self._makers), selected_index=0)
@@ -175,6 +176,12 @@ def _recipe_panel(session: Session) -> Panel:
     from workbench.panels.recipe_panel import RecipePanel
 
     return RecipePanel(session)
+
+
+def _evaluate_panel(session: Session) -> Panel:
+    from workbench.panels.evaluate_panel import EvaluatePanel
+
+    return EvaluatePanel(session)
 
 
 def _after_the_cell(action: Callable[[], None]) -> None:
