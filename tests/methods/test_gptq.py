@@ -125,11 +125,12 @@ def test_uncorrelated_inputs_leave_rounding_to_nearest(text):
 def test_with_refining_no_layer_is_worse_than_rounding_to_nearest(text, granularity, seed, rescale):
     weight, inputs = problem(rows=6, seed=seed, count=30)
     task = LayerTask.of(weight, text, granularity=granularity, statistics=inputs)
-    plain = GPTQ().quantize_layer(task)
-    found = GPTQ(refine=3, rescale=rescale).quantize_layer(task)
+    method = GPTQ(refine=3, rescale=rescale)
+    found, plain = method.quantize_layer(task), GPTQ().quantize_layer(task)
     assert found.error <= found.start_error * (1 + 1e-9)
-    assert found.error <= plain.error * (1 + 1e-9)
-    assert found.trace.loss[0] == pytest.approx(plain.error, rel=1e-6)
+    damping = factor_inverse(task.statistics.gram[0], 0.01).damping
+    gap = weight.astype(np.float64) - plain.quantized.dequantize()
+    assert found.trace.loss[0] == pytest.approx(plain.error + damping * (gap**2).sum(axis=1).mean(), rel=1e-6)
     assert (np.diff(found.trace.loss) <= 1e-9 * found.trace.loss[0]).all()
 
 
@@ -137,7 +138,7 @@ def test_descent_reaches_what_exhaustive_search_cannot_better_by_one_code():
     weight, inputs = problem(rows=3, depth=6, seed=4)
     task = LayerTask.of(weight, "uniform:bits=2", statistics=inputs)
     found = GPTQ(refine=50).quantize_layer(task)
-    gram = task.statistics.gram[0]
+    gram = task.statistics.gram[0] + factor_inverse(task.statistics.gram[0], 0.01).damping * np.eye(6)
     for row in range(3):
         s = float(found.quantized.scale[row, 0])
         errors = {

@@ -60,8 +60,9 @@ class GPTQ(Method):
         static_groups: scales of groups from the weights as they were; else a group's scale is found from the weights as
             the walk has left them when it gets there. Scales of rows and of the tensor, and e4m3 scales (whose common
             factor looks at the whole tensor), are always found before.
-        refine: passes of cyclic descent over all codes afterwards, at most. Rows that still err more than rounding to
-            nearest take that, so that with ``refine`` above 0 no row is worse.
+        refine: passes of cyclic descent over all codes afterwards, at most, under the damped Gram matrix; the trace holds
+            that loss, which never rises. Rows whose outputs still err more than those of rounding to nearest take that, so
+            that with ``refine`` above 0 no row is worse.
         rescale: whether each of these passes ends with the best scale of each group (not for one scale of the whole
             tensor, nor for 8-bit scales).
         exponents: where the recipe leaves a power grid's exponent open (``exponent=search``), so many exponents from 0.4 to
@@ -179,13 +180,15 @@ class GPTQ(Method):
         coded = Coded(indices, scale, offset, group_of)
         trace, notes = Trace(), []
         if self.refine:
-            trace, notes = self._refine(task, grid, coded, known, run)
+            trace, notes = self._refine(task, grid, coded, [factor.damping for _, factor in factors], run)
         # Clips are those of the rule where its scales were kept.
         clip = known.clip if static and not self.rescale else np.ones((1, 1))
         scales = Scales(coded.scale, coded.offset, known.tensor_scale, clip)
         return tensor_of(task, grid, coded.indices, scales), trace, notes
 
-    def _refine(self, task: LayerTask, grid: Grid, coded: Coded, known: Scales, run: Run) -> tuple[Trace, list[str]]:
+    def _refine(
+        self, task: LayerTask, grid: Grid, coded: Coded, damping: list[float], run: Run
+    ) -> tuple[Trace, list[str]]:
         """Descend from what the walk found, then give rows that rounding to nearest serves better what that gives."""
         assert task.statistics is not None and task.statistics.gram is not None
         nearest = nearest_grid(grid)
@@ -207,14 +210,16 @@ class GPTQ(Method):
             part = slice(rows * number // count, rows * (number + 1) // count)
             weight = task.weight[part].astype(np.float64)
             mine, other = _rows(coded, part), _rows(start, part)
-            curve = [float(row_errors(weight, mine.decoded(grid), gram).mean())]
+            # Undamped, the descent fits the calibration rows: what it gains there it loses on rows that it has not seen.
+            damped = gram + damping[number] * np.eye(len(gram))
+            curve = [float(row_errors(weight, mine.decoded(grid), damped).mean())]
             curves.append(curve)
 
             def tell(sweep: int, loss: float, curve: list[float] = curve) -> None:
                 curve.append(loss)
                 run.on_step(task.name, sweep, self.refine, loss)
 
-            descend_codes(weight, mine, gram, nearest, sweeps=self.refine, rescale=rescale, tell=tell)
+            descend_codes(weight, mine, damped, nearest, sweeps=self.refine, rescale=rescale, tell=tell)
             worse = row_errors(weight, other.decoded(grid), gram) < row_errors(weight, mine.decoded(grid), gram)
             mine.take_rows(other, worse)
             kept += int(worse.sum())
