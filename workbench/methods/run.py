@@ -71,7 +71,8 @@ class Run:
         import torch
 
         generator = torch.Generator(device or "cpu")
-        generator.manual_seed((self.seed << 32) ^ zlib.crc32(name.encode()))
+        # torch's CPU generator reads the lower 32 bits of a seed only: both must be in them.
+        generator.manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
         return generator
 
 

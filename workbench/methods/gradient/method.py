@@ -44,7 +44,7 @@ SHARES = {"float": 1.0, "quantized": 0.0, "qdrop": 0.5}
 #: How far a code may travel in a whole run, in units of its variable: the default learning rate is this over the steps.
 #: ``offset`` with signed gradients: AutoRound's rate of 1 / steps. The others are derived, tuned on layers of the demo
 #: models (BRECQ's sigmoid travels 20: 20,000 steps at 1e-3; over few steps 60 loses less).
-TRAVEL = {"sigmoid": 60.0, "free": 2.0, "latent": 3.0, "offset": 3.0, "divide": 2.0}
+TRAVEL = {"sigmoid": 60.0, "free": 5.0, "latent": 3.0, "offset": 3.0, "divide": 2.0}
 TRAVEL_SIGNED = {"sigmoid": 20.0, "free": 2.0, "latent": 1.0, "offset": 1.0, "divide": 1.0}
 
 
@@ -113,7 +113,7 @@ class GradientMethod(Method):
     temperature_end: float = 20.0
     scope: str = "layer"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - a setting here
     inputs: str = "quantized"
-    batch: str | int = "gram"
+    batch: str = "gram"
     block_batches: int = 1
     start: str = "best"
 
@@ -122,9 +122,8 @@ class GradientMethod(Method):
             if getattr(self, name) not in known:
                 message = f"{name} of {self.word} is one of {', '.join(known)}, not {getattr(self, name)!r}"
                 raise QuantizationError(message)
-        if isinstance(self.batch, str) and self.batch.isdecimal():
-            object.__setattr__(self, "batch", int(self.batch))
-        if self.batch != "gram" and not (type(self.batch) is int and self.batch > 0):
+        object.__setattr__(self, "batch", str(self.batch))  # a number may come as one
+        if self.batch != "gram" and not (self.batch.isdecimal() and int(self.batch) > 0):
             message = f"batch of {self.word} is gram or a number of rows from 1 up, not {self.batch!r}"
             raise QuantizationError(message)
         if type(self.block_batches) is not int or self.block_batches < 1:
@@ -266,7 +265,7 @@ class GradientMethod(Method):
             task,
             weight,
             loss=self.loss,
-            batch=self.batch if isinstance(self.batch, int) else None,
+            batch=None if self.batch == "gram" else int(self.batch),
             share_of_float=share,
             generator=run.torch_generator(task.name),
         )

@@ -24,6 +24,7 @@ class Optimizer:
         self.decay = decay
         self.groups = {name: (rate, list(members)) for name, (rate, members) in groups.items() if members}
         self._torch: Any = None
+        self._units: dict[str, float] | None = {} if word == "radam" else None
         if word == "signsgd":
             return
         import torch
@@ -50,8 +51,22 @@ class Optimizer:
                     parameter.sub_(gradient.sign(), alpha=rate * factor)
             return
         for name, (_, members) in self.groups.items():
+            factor_of = self._unit(name, gradients[name])
             for parameter, gradient in zip(members, gradients[name], strict=True):
-                parameter.grad = gradient
+                parameter.grad = gradient if factor_of == 1.0 else gradient * factor_of
         for group in self._torch.param_groups:
             group["lr"] = group["rate"] * factor
         self._torch.step()
+
+    def _unit(self, name: str, gradients: Sequence[torch.Tensor]) -> float:
+        """Return what brings a group's first gradient to a root mean square of 1, for RAdam.
+
+        RAdam's first steps follow the gradient itself, undivided; all others here do not care about its size.
+        """
+        if self._units is None:
+            return 1.0
+        if name not in self._units:
+            squares = sum(float(each.double().square().sum()) for each in gradients)
+            count = sum(each.numel() for each in gradients)
+            self._units[name] = (count / squares) ** 0.5 if squares > 0.0 else 1.0
+        return self._units[name]

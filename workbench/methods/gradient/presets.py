@@ -73,7 +73,7 @@ class FlexRound(GradientMethod):
     freedom: str = "range"
     learn_scale: bool = True
     decay: bool = True
-    batch: str | int = 64
+    batch: str = "64"
     scope: str = "block"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
 
@@ -96,7 +96,7 @@ class AutoRound(GradientMethod):
     optimizer: str = "signsgd"
     decay: bool = True
     scale_rate: float = 0.1
-    batch: str | int = 64
+    batch: str = "64"
     scope: str = "block"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
 

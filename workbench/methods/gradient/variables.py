@@ -361,6 +361,13 @@ class Divide(_StraightThrough):
         """See ``SoftWeight``."""
         return {**super().parameters(), "row": self.row}
 
+    def keep_in_bounds(self) -> None:
+        """See ``SoftWeight``: divisors stay within the factors that scales keep."""
+        super().keep_in_bounds()
+        low, high = math.log(SCALE_FACTORS[0]), math.log(SCALE_FACTORS[1])
+        self.codes.clamp_(low, high)
+        self.row.clamp_(low, high)
+
     def _divided(self) -> torch.Tensor:
         import torch
 
