@@ -140,4 +140,4 @@ def test_layers_that_nobody_quantizes_are_not_scaled():
     folds, _ = AwqScales(points=3).search_and_fold(task)
     assert all("self_attn.q_proj" not in made.pair.consumers for made in folds)
     task.layers = {}
-    assert "only the clip" in parse_transform("awq").apply(task)[-1]
+    assert "can take AWQ's scales" in parse_transform("awq").apply(task)[-1]

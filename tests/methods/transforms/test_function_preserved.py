@@ -46,6 +46,41 @@ def test_pairs_of_a_sandwich_norm_block_with_shared_values():
     assert (found[1].heads, found[1].repeats) == (4, 4)
 
 
+class Expert(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_proj, self.up_proj = torch.nn.Linear(8, 12), torch.nn.Linear(8, 12)
+        self.down_proj = torch.nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.down_proj(torch.relu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(torch.nn.Module):
+    """A norm that a router and two experts read."""
+
+    def __init__(self):
+        super().__init__()
+        self.post_attention_layernorm = torch.nn.LayerNorm(8)
+        self.router = torch.nn.Linear(8, 2)
+        self.experts = torch.nn.ModuleList([Expert(), Expert()])
+
+    def forward(self, x):
+        y = self.post_attention_layernorm(x)
+        share = self.router(y).softmax(-1)
+        return x + sum(share[..., n : n + 1] * expert(y) for n, expert in enumerate(self.experts))
+
+
+def test_a_norm_that_several_parts_read_is_left_alone():
+    torch.manual_seed(0)
+    block = Experts()
+    assert [pair.kind for pair in foldable_pairs(block)] == ["product", "product"]
+    task = zoo.task_of(block, [((torch.randn(2, 5, 8),), {})], statistics=False)
+    before = zoo.outputs(task)
+    assert parse_transform("smoothquant:inner=true").apply(task) == ()
+    assert zoo.moved(task, before) < 1e-5
+
+
 def test_shared_values_take_factors_that_are_equal_over_their_heads():
     task = zoo.block_task("llama", statistics=False)
     pair = foldable_pairs(task.module)[1]

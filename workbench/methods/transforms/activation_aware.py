@@ -80,7 +80,7 @@ class AwqScales(Transform):
         tasks = {pair: found for pair in pairs if pair.repeats == 1 and (found := _tasks_of(block, pair)) is not None}
         pairs = list(tasks)
         if not pairs:
-            return [], (*notes, f"nothing in {block.name} can take AWQ's scales: only the clip is searched")
+            return [], (*notes, f"nothing in {block.name} can take AWQ's scales")
         seen = watch_channels(block, [pair.consumers[0] for pair in pairs])
         folds: list[Fold] = []
         for number, pair in enumerate(pairs):

@@ -91,7 +91,9 @@ def foldable_pairs(block: torch.nn.Module) -> list[FoldablePair]:
         found += _attention(block, path, part)
     for path, part in block.named_modules():
         found += _feedforward(block, path, part)
-    return found
+    # A norm that several parts read (experts and their router, parallel attention) cannot be folded into one of them.
+    norms = [pair.producer for pair in found if pair.kind == "norm"]
+    return [pair for pair in found if pair.kind != "norm" or norms.count(pair.producer) == 1]
 
 
 def fold(block: torch.nn.Module, pair: FoldablePair, factors: torch.Tensor) -> None:
