@@ -112,8 +112,9 @@ def quantize_model(
         run.without_inputs()
     else:
         run.with_inputs(calibration, sequential=sequential, rows=rows, memory=memory)
+    results = {name: run.results[name] for name in run.choices if name in run.results}
     result = QuantizedModel(
-        layers=run.results if run.store is None else StoredLayers(run.store, list(run.results)),
+        layers=results if run.store is None else StoredLayers(run.store, list(results)),
         recipe=chosen,
         source=found,
         changed=run.changed,
