@@ -94,7 +94,11 @@ def case(request, tmp_path_factory):
 
         folder = demo_path("tiny-gemma3")
         module = transformers.Gemma3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        return module, folder, Calibration.from_texts(folder, ["import os\n" * 60] * 2, samples=3, length=150, batch=2)
+        return (
+            module,
+            folder,
+            Calibration.from_texts(folder, ["import os\n" * 60, "import re\n" * 60], samples=3, length=150, batch=2),
+        )
     module = tiny(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     module.save_pretrained(folder)

@@ -95,6 +95,7 @@ class StreamBlock:
         masks: Sequence[torch.Tensor | None],
         tell: Callable[[float], None],
         tied: bool = False,
+        hands_on: bool = False,
     ) -> None:
         self.name = path
         self.places: Mapping[str, str] = places
@@ -109,12 +110,16 @@ class StreamBlock:
         self._tell = tell
         self._mark = ""
         self._targets: TensorList | None = None
+        self._hands_on = hands_on
 
     @cached_property
     def module(self) -> torch.nn.Module:
         """The block with its float weights, float32, on the device, in evaluation mode; read when first asked for."""
         made = self._host.copy(self.name, self.device)
         self._mark = _mark(made)
+        if self._hands_on and self.inputs is not self.float_inputs and self._targets is None:
+            # The float stream needs them, and after a change the block would have to be read again.
+            self._targets = self._outputs(made, self.float_inputs)
         return made
 
     @property

@@ -264,6 +264,7 @@ class _Walk:
                     else BlockInputs(float_calls, number, hidden, self._stream.device),
                     masks=self._stream.masks,
                     tell=self._tell(path),
+                    hands_on=number < len(self._plan.stack) - 1 or bool(self._plan.after),
                 )
                 if known[path][0]:
                     yield block

@@ -71,7 +71,7 @@ def pieces_of(text: str, size: int) -> Iterator[str]:
 
 
 def ordered_pieces(texts: Sequence[str], length: int, choose: str, wanted: int, seed: int) -> list[str]:
-    """Return pieces of texts in the order in which they are to be taken.
+    """Return pieces of texts in the order in which they are to be taken; a piece that is there twice comes once.
 
     Args:
         texts: whole texts.
@@ -88,7 +88,8 @@ def ordered_pieces(texts: Sequence[str], length: int, choose: str, wanted: int, 
         message = f"texts are chosen {', '.join(CHOICES)}, not {choose!r}"
         raise CheckpointError(message)
     cut = [list(pieces_of(text, CHARACTERS_PER_TOKEN * length)) for text in texts]
-    found = [parts[turn] for turn in range(max(map(len, cut), default=0)) for parts in cut if turn < len(parts)]
+    turns = [parts[turn] for turn in range(max(map(len, cut), default=0)) for parts in cut if turn < len(parts)]
+    found = list(dict.fromkeys(turns))
     if choose == "first":
         return found
     order = np.random.default_rng([seed, 7]).permutation(len(found))
