@@ -246,3 +246,11 @@ def test_it_can_be_stopped_and_is_the_same_twice():
     with pytest.raises(Cancelled):
         GPTQ(block=8).quantize_layer(task, Run(progress=stop))
     assert told == [(0.2, "weight")]
+    fractions, steps = [], []
+    heard = Run(
+        progress=lambda fraction, label: fractions.append(fraction), on_step=lambda *step: steps.append(step[1:3])
+    )
+    GPTQ(block=8, refine=2).quantize_layer(task, heard)
+    assert fractions == sorted(fractions)
+    assert 0.0 < fractions[0] <= fractions[-1] <= 1.0
+    assert steps[:2] == [(0, 2), (1, 2)]

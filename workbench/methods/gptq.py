@@ -119,7 +119,7 @@ class GPTQ(Method):
         for number, grid in enumerate(grids):
             share = _share(run, task.name, number, len(grids))
             found, trace, notes = self.round_on(task, grid, factors, run, share)
-            error = task.error_of(found)
+            error = task.error_of(found) if len(grids) > 1 else 0.0
             if best is None or error < best[0]:
                 best = (error, found, trace, notes)
         assert best is not None
@@ -174,22 +174,28 @@ class GPTQ(Method):
                 scale[kept],
                 offset[kept],
                 find=None if static else lambda _, weights: _group_scales(weights, grid, task),
-                tell=lambda fraction, number=number: tell((number + fraction) / count),
+                tell=lambda fraction, number=number: tell((number + fraction) / count * (0.5 if self.refine else 1.0)),
             )
             indices[part, order] = columns.indices()
         coded = Coded(indices, scale, offset, group_of)
         trace, notes = Trace(), []
         if self.refine:
-            trace, notes = self._refine(task, grid, coded, [factor.damping for _, factor in factors], run)
+            trace, notes = self._refine(task, grid, coded, [factor.damping for _, factor in factors], (run, tell))
         # Clips are those of the rule where its scales were kept.
         clip = known.clip if static and not self.rescale else np.ones((1, 1))
         scales = Scales(coded.scale, coded.offset, known.tensor_scale, clip)
         return tensor_of(task, grid, coded.indices, scales), trace, notes
 
     def _refine(
-        self, task: LayerTask, grid: Grid, coded: Coded, damping: list[float], run: Run
+        self,
+        task: LayerTask,
+        grid: Grid,
+        coded: Coded,
+        damping: list[float],
+        listeners: tuple[Run, Callable[[float], None]],
     ) -> tuple[Trace, list[str]]:
         """Descend from what the walk found, then give rows that rounding to nearest serves better what that gives."""
+        run, progress = listeners
         assert task.statistics is not None and task.statistics.gram is not None
         nearest = nearest_grid(grid)
         grams = np.asarray(task.statistics.gram, dtype=np.float64)
@@ -212,12 +218,13 @@ class GPTQ(Method):
             mine, other = _rows(coded, part), _rows(start, part)
             # Undamped, the descent fits the calibration rows: what it gains there it loses on rows that it has not seen.
             damped = gram + damping[number] * np.eye(len(gram))
-            curve = [float(row_errors(weight, mine.decoded(grid), damped).mean())]
+            curve: list[float] = []
             curves.append(curve)
 
-            def tell(sweep: int, loss: float, curve: list[float] = curve) -> None:
+            def tell(sweep: int, loss: float, curve: list[float] = curve, number: int = number) -> None:
                 curve.append(loss)
                 run.on_step(task.name, sweep, self.refine, loss)
+                progress(0.5 + 0.5 * (number + sweep / self.refine) / count)
 
             descend_codes(weight, mine, damped, nearest, sweeps=self.refine, rescale=rescale, tell=tell)
             worse = row_errors(weight, other.decoded(grid), gram) < row_errors(weight, mine.decoded(grid), gram)

@@ -58,19 +58,18 @@ def factor_inverse(gram: Float[np.ndarray, "depth depth"], damp: float, name: st
     diagonal = np.diagonal(gram).astype(np.float64)
     dead = diagonal <= 0.0
     mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
-    turned = np.array(gram[::-1, ::-1], dtype=np.float64, order="F")
     places = np.arange(len(diagonal))
     base = np.where(dead, mean, diagonal)[::-1]
     amount = damp
     for raised in range(_MOST_RAISES):
-        trial = turned.copy(order="F")
+        # Symmetric: the transpose of a row-major copy is the column-major one that LAPACK works in.
+        trial = np.array(gram[::-1, ::-1], dtype=np.float64, order="C").T
         trial[places, places] = base + amount * mean
         lower, failed = cholesky(trial, lower=1, clean=1, overwrite_a=1)
         if not failed and np.isfinite(lower[-1, -1]):
             inverse, failed = invert(lower, lower=1, overwrite_c=1)
             if not failed and np.isfinite(inverse).all():
-                upper = np.ascontiguousarray(inverse[::-1, ::-1])
-                return Factor(upper, amount * mean, raised, int(dead.sum()))
+                return Factor(inverse[::-1, ::-1], amount * mean, raised, int(dead.sum()))
         amount = max(amount * 10.0, 1e-8)
     message = f"the Gram matrix of {name} is not positive semidefinite, so that its inverse cannot be factored"
     raise QuantizationError(message)
@@ -119,7 +118,7 @@ class HostColumns:
         width: int,
     ) -> None:
         self._weight = np.array(weight, order="C")
-        self._upper = np.ascontiguousarray(upper, dtype=self._weight.dtype)
+        self._upper = np.ascontiguousarray(upper.astype(self._weight.dtype))
         self._grid = grid
         self._group_of = group_of
         self._indices = np.zeros(weight.shape, dtype=np.uint16)
@@ -167,7 +166,7 @@ class DeviceColumns:
         # Places on the grid's axis are float64 where the device has it, as in the kernel.
         self._wide: Any = torch.float32 if self._device.type == "mps" else torch.float64
         self._weight = torch.tensor(weight, dtype=torch.float32, device=self._device)
-        self._upper = torch.tensor(upper, dtype=torch.float32, device=self._device)
+        self._upper = torch.tensor(np.ascontiguousarray(upper), dtype=torch.float32, device=self._device)
         self._thresholds = torch.tensor(np.array(grid.thresholds), dtype=self._wide, device=self._device)
         self._levels = torch.tensor(np.array(grid.levels), dtype=self._wide, device=self._device)
         self._zero = int(np.argmin(np.abs(grid.levels)))

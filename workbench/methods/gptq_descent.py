@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -63,56 +64,62 @@ def descend_codes(
     sweeps: int,
     rescale: bool,
     tell: Callable[[int, float], None],
-) -> int:
-    """Move codes (and scales) while the output error falls, in place; returns how many sweeps were made.
+) -> None:
+    """Move codes (and scales) while the output error falls, in place.
 
     Args:
         weight: the true weights.
         coded: where to start.
-        gram: float64, E[x x^T].
+        gram: float64, what errors are measured under.
         grid: with thresholds midway between its levels.
         sweeps: at most this many passes over all columns.
         rescale: whether every sweep ends with the best scale of each group (one row of scales for each row of weights).
-        tell: told the sweep and the mean error of a row after it; may raise ``Cancelled``.
+        tell: told the sweep (0 is the start) and the mean error of a row after it; may raise ``Cancelled``.
     """
     from workbench.kernels.gptq import descend
 
     gram = np.ascontiguousarray(gram, dtype=np.float64)
     truth = weight.astype(np.float64)
-    for sweep in range(1, sweeps + 1):
-        decoded = coded.decoded(grid)
-        gradient = (truth - decoded) @ gram
-        moved = descend(decoded, gradient, gram, coded.group_of, coded.scale, coded.offset, grid, coded.indices)
-        changed = rescale and best_scales(truth, coded, gram, grid)
-        tell(sweep, float(row_errors(truth, coded.decoded(grid), gram).mean()))
-        if not moved and not changed:
-            return sweep
-    return sweeps
+    decoded = coded.decoded(grid)
+    slope = (truth - decoded) @ gram  # both are kept up to date: the product is the dear part
+    for sweep in range(sweeps + 1):
+        moved, changed = 0, False
+        if sweep:
+            moved = descend(decoded, slope, gram, coded.group_of, coded.scale, coded.offset, grid, coded.indices)
+            changed = rescale and best_scales(truth, coded, gram, grid, decoded, slope)
+        tell(sweep, max(float((slope * (truth - decoded)).sum()), 0.0) / len(truth))
+        if sweep and not moved and not changed:
+            return
 
 
-def best_scales(truth: np.ndarray, coded: Coded, gram: np.ndarray, grid: Grid) -> bool:
-    """Give each group of each row the scale with the smallest output error beside the others; in place.
+def best_scales(  # noqa: PLR0917
+    truth: np.ndarray, coded: Coded, gram: np.ndarray, grid: Grid, decoded: np.ndarray, slope: np.ndarray
+) -> bool:
+    """Give each group of each row the scale with the smallest output error beside the others; all in place.
 
     With b = level - offset on the group and 0 elsewhere, the best change of the scale is ((w - w_hat) G b) / (b G b). A row
     whose error does not fall (float32 rounds the scale) keeps what it had. Returns whether any scale moved.
     """
     basis = coded.unscaled(grid)
-    gap = truth - coded.decoded(grid)
-    slope = gap @ gram
-    before = np.maximum((slope * gap).sum(axis=1), 0.0)
+    before = (slope * (truth - decoded)).sum(axis=1)
+    moving = slope.copy()
     scale = coded.scale.astype(np.float64)
     edges = np.flatnonzero(np.diff(coded.group_of, prepend=-1))
-    for number, (start, stop) in enumerate(zip(edges, [*edges[1:], len(coded.group_of)], strict=True)):
+    for number, (start, stop) in enumerate(pairwise([*edges, len(coded.group_of)])):
         part = basis[:, start:stop]
         pushed = part @ gram[start:stop]
         below = (pushed[:, start:stop] * part).sum(axis=1)
-        above = (slope[:, start:stop] * part).sum(axis=1)
+        above = (moving[:, start:stop] * part).sum(axis=1)
         step = np.divide(above, below, out=np.zeros_like(above), where=below > 1e-30)
         # A scale neither vanishes nor changes its sign: its codes would then mean something else.
         step = np.where((scale[:, number] + step) * scale[:, number] > 0.0, step, 0.0)
         scale[:, number] += step
-        slope -= step[:, None] * pushed
+        moving -= step[:, None] * pushed
     trial = Coded(coded.indices, scale.astype(np.float32), coded.offset, coded.group_of)
-    better = row_errors(truth, trial.decoded(grid), gram) < before * (1.0 - 1e-9)
+    there = trial.decoded(grid)
+    gap = truth - there
+    after = gap @ gram
+    better = (after * gap).sum(axis=1) < before * (1.0 - 1e-9)
     coded.scale[better] = trial.scale[better]
+    decoded[better], slope[better] = there[better], after[better]
     return bool(better.any())
