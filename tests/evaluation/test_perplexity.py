@@ -153,6 +153,94 @@ def test_it_can_be_cancelled():
         perplexity(bigram, [np.zeros(99, int)], window=10, progress=stop)
 
 
+class TinyModel(torch.nn.Module):
+    """A causal model in float64 whose prediction depends on everything before: a decayed sum of embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = torch.nn.Parameter(torch.randn(WORDS, 5, generator=generator, dtype=torch.float64))
+        self.head = torch.nn.Parameter(2 * torch.randn(5, WORDS, generator=generator, dtype=torch.float64))
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, ids):
+        state, rows = torch.zeros(len(ids), 5, dtype=torch.float64), []
+        for place in range(ids.shape[1]):
+            state = 0.8 * state + self.embedding[ids[:, place]]
+            rows.append(self.dropout(torch.tanh(state)) @ self.head)
+        return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 1), (5, 3), (50, None)])
+def test_a_module_is_scored_as_a_slow_loop_scores_it(window, stride):
+    """Token by token in Python floats: each in the first window that holds it, from all that the window has before it."""
+    model, draw = TinyModel(), np.random.default_rng(0)
+    texts = [draw.integers(0, WORDS, length) for length in (23, 8, 1, 2)]
+    table, head = (each.detach().numpy() for each in (model.embedding, model.head))
+    total, count, step = 0.0, 0, stride or window // 2
+    for ids in texts:
+        for place in range(1, len(ids)):
+            begin = next(start for start in range(0, len(ids), step) if start + window > place)
+            state = np.zeros(5)
+            for token in ids[begin:place]:
+                state = 0.8 * state + table[token]
+            row = [float(each) for each in np.tanh(state) @ head]
+            total += math.log(sum(math.exp(each) for each in row)) - row[ids[place]]
+            count += 1
+    model.train()  # it is measured in evaluation mode all the same, and left as it was
+    found = perplexity(model, texts, window=window, stride=stride)
+    assert model.training
+    assert found.tokens == count
+    assert found.value == pytest.approx(math.exp(total / count), rel=1e-12)
+    assert perplexity(model, texts, window=window, stride=stride, batch=1).value == pytest.approx(
+        found.value, rel=1e-12
+    )
+
+
+def test_errors_by_documents_and_by_windows():
+    draw = np.random.default_rng(6)
+    ids = [draw.integers(0, WORDS, 60) for _ in range(12)]
+    found = perplexity(bigram, ids, window=10, stride=5)
+    assert found.error_by("windows") == (found.standard_error, f"{len(found.losses)} windows")
+    assert found.error_by() == (found.document_error, "12 documents")
+    # By hand: documents are the clusters of a ratio estimator.
+    losses, counts = np.bincount(found.documents, found.losses), np.bincount(found.documents, found.counts)
+    residual = losses - losses.sum() / counts.sum() * counts
+    assert found.document_error == pytest.approx(found.value * math.sqrt(12 / 11 * (residual**2).sum()) / counts.sum())
+    other = perplexity(lambda tokens: bigram(tokens) * 0.9, ids, window=10, stride=5)
+    assert other.ratio(found)[0] == other.ratio(found, "documents")[0]
+    assert other.ratio(found, "documents") == other.ratio(found, "auto")
+    assert math.isnan(perplexity(bigram, ids[0], window=10).document_error)
+    with pytest.raises(WorkbenchError, match="not 'words'"):
+        found.error_by("words")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WorkbenchError, match="same windows"):
+        found.ratio(perplexity(bigram, [np.concatenate(ids[:2]), *ids[2:]], window=10, stride=5))
+
+
+def test_sources_opened_and_quantized_models_are_taken():
+    from workbench import open_model
+
+    class Quantized:
+        def __init__(self, module):
+            self.module = lambda: module
+
+    opened = open_model(demo_path("tiny-gemma3"))
+    text = "import os\nimport sys\n\n\ndef main(argv=None):\n    return 0\n"
+    first = perplexity("demo:tiny-gemma3", [text]).value
+    assert perplexity(opened, [text]).value == first
+    assert perplexity(demo_path("tiny-gemma3"), [text]).value == first
+    from workbench.calibration.runnable import load
+
+    module, tokenizer = load(opened)
+    assert perplexity(module, [text]).value == first  # its tokenizer is found in the folder it was loaded from
+    assert perplexity(Quantized(module), [text], tokenizer).value == first
+    shipped = perplexity(module, limit=300)
+    assert shipped.tokens >= 300
+    assert math.isnan(shipped.bits_per_byte)
+    with pytest.raises(WorkbenchError, match="not int"):
+        perplexity(3, [text])
+
+
 def test_shipped_model_scores_what_its_card_says_on_the_first_modules():
     """The card's figure is over all modules; the convention is the same, and its own function is run beside ours."""
     from transformers import AutoTokenizer, Gemma3ForCausalLM

@@ -13,7 +13,7 @@ from scipy import stats
 
 from workbench.errors import WorkbenchError
 from workbench.evaluation import sentence_pairs, similarity, spearman
-from workbench.evaluation.similarity import docstring_sentences
+from workbench.evaluation.similarity import docstring_sentences, ordered_share, pair_similarities
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=40))
@@ -91,3 +91,38 @@ def test_sentences_come_from_docstrings_in_order():
         ["The first sentence has a few words.", "And the second sentence has some more."],
         ["Return something that nobody has asked for."],
     ]
+
+
+def test_errors_of_cosine_and_rank_correlation():
+    draw = np.random.default_rng(0)
+    names = [f"s{number}" for number in range(60)]
+    vectors = {name: draw.normal(size=6) for name in names}
+    noisy = {name: vector + draw.normal(0, 0.3, 6) for name, vector in vectors.items()}
+    pairs = [(names[2 * number], names[2 * number + 1]) for number in range(30)]
+    found = similarity(
+        lambda given: np.array([vectors[each] for each in given]),
+        lambda given: np.array([noisy[each] for each in given]),
+        pairs,
+    )
+    assert found.cosine_error == pytest.approx(np.std(found.cosines, ddof=1) / math.sqrt(60))
+    assert found.spearman_error() == found.spearman_error()
+    assert found.spearman_error() != found.spearman_error(seed=1)
+    # The textbook's approximation for rank correlations (Bonett and Wright 2000) is near.
+    textbook = math.sqrt((1 + found.spearman**2 / 2) / (30 - 3)) * (1 - found.spearman**2)
+    assert 0.4 < found.spearman_error() / textbook < 2.5
+
+
+@given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(0, 5), max_size=12))
+def test_ordered_share_counts_couples(likely, unlikely):
+    found = ordered_share(np.array(likely, float), np.array(unlikely, float))
+    if not likely or not unlikely:
+        assert math.isnan(found)
+        return
+    couples = [1.0 if a > b else 0.5 if a == b else 0.0 for a in likely for b in unlikely]
+    assert found == pytest.approx(np.mean(couples))
+
+
+def test_pairs_cosines_are_those_of_their_vectors():
+    assert pair_similarities(embed, PAIRS).tolist() == pytest.approx(
+        [0.5**0.5, -1 / math.hypot(1, 0.5), -0.5 / math.sqrt(2) / math.hypot(1, 0.5)]
+    )

@@ -31,6 +31,8 @@ def lm_eval_model(
     """Return a model as lm-evaluation-harness takes it (an ``lm_eval.api.model.LM``).
 
     Texts are tokenized as the model's tokenizer does, with the token that begins texts where it adds one. Generation is greedy.
+    A whole text (``loglikelihood_rolling``) is scored behind that token, once: the harness' own Hugging Face adapter with
+    ``add_bos_token=True`` puts it there twice and scores the second one too, so its figure is a little worse.
 
     Args:
         model: all that ``perplexity`` takes.
@@ -95,8 +97,8 @@ def _adapter() -> Any:
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
             rows = []
             for _pair, context, continuation in requests:
-                # The harness' own rule: the last tokens that fit, one of them at least before the continuation.
-                ids = [*context, *continuation][-self.window :]
+                # The harness' own rule: the last tokens that fit; the very last is foretold and need not fit.
+                ids = [*context, *continuation][-(self.window + 1) :]
                 rows.append((np.asarray(ids, dtype=np.int64), min(len(continuation), len(ids) - 1)))
             order = sorted(range(len(rows)), key=lambda place: -len(rows[place][0]))
             found: list[Any] = [None] * len(rows)
@@ -122,7 +124,7 @@ def _adapter() -> Any:
                     get_rolling_token_windows(
                         token_list=self.tok_encode(text, add_special_tokens=False),
                         prefix_token=self.prefix_token_id,
-                        max_seq_len=self.window - 1,
+                        max_seq_len=self.window,
                         context_len=1,
                     ),
                 )

@@ -144,13 +144,14 @@ def score_ends(model: Subject, pairs: Sequence[tuple[Int[np.ndarray, " tokens"],
     Raises:
         WorkbenchError: logits of another shape, or NaN.
     """
-    ids = np.stack([each for each, _ in pairs])
-    logits = checked_logits(model.logits(ids), ids)
+    # The last token is foretold, not read.
+    ids = np.stack([each[:-1] for each, _ in pairs])
+    logits = checked_logits(model.logits(ids), ids, highest=max(int(each.max()) for each, _ in pairs))
     results = []
     for number, (each, count) in enumerate(pairs):
         targets = each[len(each) - count :]
         total, greedy = 0.0, True
-        rows = logits[number, len(each) - count - 1 : len(each) - 1]
+        rows = logits[number, len(each) - count - 1 :]
         for start, part in log_probabilities(rows):
             wanted = targets[start : start + len(part)]
             total += float(part[np.arange(len(part)), wanted].sum())
@@ -160,7 +161,7 @@ def score_ends(model: Subject, pairs: Sequence[tuple[Int[np.ndarray, " tokens"],
 
 
 def split_tokens(text: str, tokenizer: Any, window: int) -> tuple[Int[np.ndarray, " tokens"], int]:
-    """Return the tokens of a passage, the last ``window`` of them, and how many make up its last word.
+    """Return the tokens of a passage, as many as the window and one more, and how many make up its last word.
 
     The passage is tokenized as a whole, and again without its last word; what the whole has more is the last word.
 
@@ -170,12 +171,12 @@ def split_tokens(text: str, tokenizer: Any, window: int) -> tuple[Int[np.ndarray
     rest, word = text.rsplit(" ", 1)
     whole, before = (_without_end(encode(tokenizer, each), tokenizer) for each in (text, rest))
     count = len(whole) - len(before)
-    if count < 1 or not before or count >= window:
+    if count < 1 or not before or count > window:
         message = (
             f"the last word {word[:40]!r} has no tokens of its own with this tokenizer, or nothing stands before it"
         )
         raise WorkbenchError(message)
-    return np.asarray(whole[-window:], dtype=np.int64), count
+    return np.asarray(whole[-(window + 1) :], dtype=np.int64), count
 
 
 def read_passages(passages: Any) -> list[str]:

@@ -14,8 +14,13 @@ from workbench.errors import WorkbenchError
 _ROWS = 128
 
 
-def checked_logits(logits: Any, ids: Int[np.ndarray, "rows tokens"]) -> Any:
+def checked_logits(logits: Any, ids: Int[np.ndarray, "rows tokens"], highest: int = 0) -> Any:
     """Return logits (rows, tokens, vocabulary); refuse others, and a vocabulary without these tokens.
+
+    Args:
+        logits: numpy or torch.
+        ids: tokens that the model was given.
+        highest: largest token that is asked for beside them.
 
     Raises:
         WorkbenchError: see above.
@@ -25,8 +30,9 @@ def checked_logits(logits: Any, ids: Int[np.ndarray, "rows tokens"]) -> Any:
     if found.ndim != 3 or tuple(found.shape[:2]) != (rows, tokens):
         message = f"logits of {tokens} tokens are ({rows}, {tokens}, vocabulary), not {tuple(found.shape)}"
         raise WorkbenchError(message)
-    if ids.min() < 0 or ids.max() >= found.shape[2]:
-        message = f"the model knows tokens 0 to {found.shape[2] - 1}; the text holds {ids.min()} to {ids.max()}"
+    if ids.min() < 0 or max(int(ids.max()), highest) >= found.shape[2]:
+        largest = max(int(ids.max()), highest)
+        message = f"the model knows tokens 0 to {found.shape[2] - 1}; the text holds {ids.min()} to {largest}"
         raise WorkbenchError(message)
     return found
 
