@@ -24,12 +24,19 @@ class EvaluatePanel(Panel):
 
     def build(self) -> Sequence[widgets.Widget]:
         """Lay out the figures to pick over the run, the table and the texts."""
+        from workbench.evaluation.metrics import METRICS
+
         self.state = EvaluateState.of(self.session)
         state = self.state
-        self.boxes: dict[str, widgets.Checkbox] = {}
+        # All boxes are made now: another model may be opened on the worker's thread, where no widgets are made.
+        self.boxes = {name: _box(metric.title, _about(metric)) for name, metric in METRICS.items()}
+        for box in self.boxes.values():
+            box.observe(self._ticked, "value")
         self._showing = False
+        self.nothing = widgets.HTML('<span class="qwb-dim">Open a model to see which figures it has.</span>')
         self.picks = widgets.Box(
-            layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "min_height": "30px"}
+            [*self.boxes.values(), self.nothing],
+            layout={"display": "flex", "flex_flow": "row wrap", "width": "100%", "min_height": "30px"},
         )
         self.limit = _number("Tokens scored at most", state.limit, 64, 10_000_000, "of text, by language models", 230)
         self.about = widgets.HTML(layout={"margin": "0", "flex": "1 1 auto", "min_width": "0"}).add_class("qwb-clip")
@@ -60,11 +67,12 @@ class EvaluatePanel(Panel):
         self.writing = widgets.VBox(
             [
                 widgets.HBox(
-                    [self.prompt, self.tokens, self.write], layout={"width": "100%", "align_items": "flex-start"}
+                    [self.prompt, self.tokens, self.write],
+                    layout={"width": "auto", "align_items": "flex-start", "overflow": "visible"},
                 ),
                 self.texts,
             ],
-            layout={"width": "100%", "margin": "6px 0 0"},
+            layout={"width": "auto", "margin": "6px 4px 0 0", "overflow": "visible"},
         )
         self.watch(self._model_changed, "model")
         self._state_handlers = [
@@ -74,6 +82,8 @@ class EvaluatePanel(Panel):
             (state, self._show_texts, ("written", "written_as")),
             (state.recipe, self._show_figures, ("recipe", "quantized")),
             (state.recipe, self._show_texts, ("recipe",)),
+            (state, self._settings_changed, ("metrics", *self._controls)),
+            (state.recipe, self._settings_changed, ("recipe", "samples", "seed", "output")),
         ]
         for watched, handler, names in self._state_handlers:
             watched.observe(handler, list(names))
@@ -107,23 +117,20 @@ class EvaluatePanel(Panel):
 
     def _ticked(self, _change: Any) -> None:
         if not self._showing:
-            self.state.metrics = tuple(name for name, box in self.boxes.items() if box.value)
+            offered = self.state.offered()
+            self.state.metrics = tuple(name for name, box in self.boxes.items() if box.value and name in offered)
+
+    def _settings_changed(self, _change: Any = None) -> None:
+        self.follow_code()
 
     # ------------------------------------------------------------------ showing
 
     @guarded
     def _model_changed(self, _change: Any = None) -> None:
-        from workbench.evaluation.metrics import METRICS
-
         offered = self.state.offered()
-        if tuple(self.boxes) != offered:
-            before = self.picks.children
-            self.boxes = {name: _box(METRICS[name].title, _about(METRICS[name])) for name in offered}
-            for box in self.boxes.values():
-                box.observe(self._ticked, "value")
-            self.picks.children = tuple(self.boxes.values()) or (widgets.HTML("Open a model to see what it has."),)
-            for old in before:
-                old.close()
+        for name, box in self.boxes.items():
+            box.layout.display = None if name in offered else "none"
+        self.nothing.layout.display = "none" if offered else None
         language = self.state.model_kind() == "causal"
         self.writing.layout.display = None if language else "none"
         self.limit.layout.display = None if language else "none"

@@ -84,14 +84,14 @@ def shown(value: float, error: float, unit: str) -> str:
     if not math.isfinite(value):
         return "–"
     if not math.isfinite(error) or error <= 0.0:
-        return f"{value:.5g}".replace("-", "−")
+        return f"{value:.4g}".replace("-", "−")
     digits = max(0, min(10, 1 - math.floor(math.log10(error))))
     return f"{value:.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
 _STYLE = """<style>
-.qwb-written { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px; margin: 4px 0; }
-.qwb-written > div { border: 1px solid var(--qwb-line, #999); border-radius: 4px; padding: 4px 8px; min-width: 0; }
+.qwb-written { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px; margin: 4px 6px 4px 0; }
+.qwb-written > div { box-sizing: border-box; border: 1px solid var(--qwb-line, #999); border-radius: 4px; padding: 4px 8px; min-width: 0; }
 .qwb-written pre { margin: 2px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.45 var(--jp-code-font-family, monospace);
   color: inherit; background: none; min-height: 6em; }
 .qwb-written .qwb-prompt { color: var(--qwb-dim, #59636e); }

@@ -202,6 +202,7 @@ class RunBar(widgets.HBox):
             layout={"width": "auto", "align_items": "center", "min_height": "30px", "overflow": "hidden"},
         )
         self.add_class("qwb-row")
+        self._watches = True
         self.run.on_click(lambda _button: start())
         self.halt.on_click(lambda _button: state.stop())
         state.observe(self._show, ["status", "fraction", "doing"])
@@ -220,7 +221,8 @@ class RunBar(widgets.HBox):
 
     def close(self) -> None:
         """Let go of the work; it goes on."""
-        if self.comm is not None:
+        if self._watches:
+            self._watches = False
             self._state.unobserve(self._show, ["status", "fraction", "doing"])
         super().close()
 

@@ -124,9 +124,9 @@ class MethodChoice(widgets.VBox):
 
 def group_of(method: Method) -> str:
     """Return which group a method belongs to."""
-    if method.steps_planned > 0:
-        return "Learned"
-    return "With inputs" if method.needs else "Data-free"
+    if not method.needs:
+        return "Data-free"
+    return "Learned" if method.steps_planned > 0 else "With inputs"
 
 
 def _box(title: str, summary: str) -> widgets.Checkbox:

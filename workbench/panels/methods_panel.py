@@ -169,6 +169,7 @@ class MethodsPanel(FigurePanel):
             f"{html.escape(', '.join(titles))} on <code>{html.escape(grid)}</code>" for grid, titles in grids.items()
         ]
         clip = " (the session's clip is left out: methods find their own)" if session.clip < 1.0 else ""
+        self.follow_code()
         self.plan.value = (
             f'<div class="qwb-dim" style="line-height:1.45">{where}, one scale per {html.escape(session.granularity)}, '
             f"{html.escape(session.scale_rule)} start{clip}: {'; '.join(parts) or 'no method is chosen'}</div>"
@@ -196,7 +197,7 @@ class MethodsPanel(FigurePanel):
             before_after_figure(
                 Bars("before", outcome.edges, outcome.before),
                 Bars(outcome.title, outcome.edges, outcome.after),
-                title=f"{short(outcome.layer, 34)}: weights before and after {outcome.title}",
+                title=f"Weights before and after {outcome.title}",
                 dress=dress,
             ),
         )
@@ -209,7 +210,7 @@ class MethodsPanel(FigurePanel):
                 outcome.nearest_levels,
                 outcome.nearest_shares,
                 name=outcome.title,
-                title=f"Weights on each level: {outcome.title} and nearest{changed}",
+                title=f"Levels of {outcome.title}{changed}",
                 dress=dress,
             ),
         )
@@ -231,13 +232,13 @@ class MethodsPanel(FigurePanel):
             for (name, method), (steps, loss) in {**kept, **live}.items()
             if name == layer and len(steps) > 1
         ]
-        about = f"{short(layer, 34)}: " if layer else ""
+        about = f": {short(layer, 18)}" if layer else ""
         self.draw(
             "curves",
             curves_figure(
                 curves,
                 steps=max((method.steps_planned for method in state.chosen()), default=0) if state.running else 0,
-                title=f"{about}loss while learning (lower is better)",
+                title=f"Loss, lower is better{about}",
                 dress=self.session.theme,
             ),
         )

@@ -146,6 +146,11 @@ class Panel(widgets.VBox):
     def _refresh_code(self, _change: Any = None) -> None:
         self._code_view.code = self.code()
 
+    def follow_code(self) -> None:
+        """Bring the lines of the Code button up to date, if they are on the page."""
+        if self._code_button.value and not self._is_closed:
+            self._refresh_code()
+
     # ------------------------------------------------------------------ in a notebook
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str] | None:

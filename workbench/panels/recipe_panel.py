@@ -23,14 +23,20 @@ from workbench.panels.sortable_table import Cell, Column, Line, SortableTable
 if TYPE_CHECKING:
     from workbench.methods.result import LayerResult
 
-#: Heading, meaning, placeholder and width of the cells that are typed into.
+#: Heading, meaning, what an empty cell means, width, and what it means in the first row.
 COLUMNS = (
-    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 29],
-    ["weight grid", "Levels of the weights, or float to leave the layers as they are", "as above", 27],
-    ["granularity", "What shares a scale: tensor, channel or group:128", "as above", 11],
-    ["scale", "Rule of the scale: absmax, mse or percentile:99.9", "as above", 9],
-    ["activation", "How the layers' inputs are coded, e.g. float, int8@token", "as above", 10],
-    ["method", "How codes are chosen, e.g. rtn-clip, gptq, nupes:steps=500", "as above", 12],
+    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 29, "*"],
+    [
+        "weight grid",
+        "Levels of the weights, or float to leave the layers as they are",
+        "as above",
+        27,
+        "uniform:bits=8",
+    ],
+    ["granularity", "What shares a scale: tensor, channel or group:128", "as above", 11, "channel"],
+    ["scale", "Rule of the scale: absmax, mse or percentile:99.9", "as above", 9, "absmax"],
+    ["activation", "How the layers' inputs are coded, e.g. float, int8@token", "as above", 10, "float"],
+    ["method", "How codes are chosen, e.g. rtn-clip, gptq, nupes:steps=500", "as above", 12, "rtn"],
 )
 WEIGHTS = (
     "uniform:bits=8", "uniform:bits=4", "uniform:bits=4,range=asymmetric", "uniform:bits=3", "uniform:bits=2",
@@ -88,8 +94,18 @@ class RecipePanel(Panel):
         self.bits = widgets.HTML(layout={"width": "100%", "min_height": "22px"})
         self.samples = _number("Calibration samples", state.samples, 1, 100_000, "texts or images to learn from", 200)
         self.seed = _number("Seed", state.seed, 0, 2**31 - 1, "of every random choice", 130)
-        self.samples.observe(lambda change: self._set("samples", change["new"]), "value")
-        self.seed.observe(lambda change: self._set("seed", change["new"]), "value")
+        self.output = widgets.Text(
+            value=state.output,
+            description="Folder",
+            placeholder="none: kept in memory",
+            tooltip="Write the quantized model here; a run that was stopped or killed goes on from its finished layers",
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout={"flex": "0 1 320px", "width": "auto", "min_width": "160px", "margin": "0"},
+        )
+        self._controls = {"samples": self.samples, "seed": self.seed, "output": self.output}
+        for name, control in self._controls.items():
+            control.observe(lambda change, name=name: self._set(name, change["new"]), "value")
         self.run_bar = RunBar(state, "Quantize model", self._start, "Quantize the whole model by this recipe")
         self.layers = SortableTable(
             caption="What each layer gets", empty="Open a model to see its layers.", max_height=330
@@ -97,8 +113,9 @@ class RecipePanel(Panel):
         self.watch(self._show_plan, "model")
         self._state_handlers = [
             (self._show_recipe, ("recipe",)),
-            (self._show_plan, ("results",)),
-            (self._show_settings, ("samples", "seed")),
+            (self._show_plan, ("pulse", "status", "quantized")),
+            (self._show_settings, ("samples", "seed", "output")),
+            (self._settings_changed, ("recipe", "samples", "seed", "output")),
         ]
         for handler, names in self._state_handlers:
             state.observe(handler, list(names))
@@ -106,7 +123,9 @@ class RecipePanel(Panel):
         file_row = widgets.HBox(
             [self.preset, self.path, self.load, self.save, self.said], layout={"align_items": "center"}
         ).add_class("qwb-row")
-        run_row = widgets.HBox([self.samples, self.seed], layout={"align_items": "center"}).add_class("qwb-row")
+        run_row = widgets.HBox([self.samples, self.seed, self.output], layout={"align_items": "center"}).add_class(
+            "qwb-row"
+        )
         return (file_row, self.table, self.bits, run_row, self.run_bar, self.layers)
 
     # ------------------------------------------------------------------ what a person does
@@ -173,7 +192,7 @@ class RecipePanel(Panel):
 
     @guarded
     def _show_settings(self, _change: Any = None) -> None:
-        for name, control in (("samples", self.samples), ("seed", self.seed)):
+        for name, control in self._controls.items():
             if control.value != getattr(self.state, name):
                 control.value = getattr(self.state, name)
 
@@ -208,6 +227,9 @@ class RecipePanel(Panel):
             f" ({rest} norms and the like stay as they are)" if rest else ""
         )
         self.layers.show(LAYER_COLUMNS, [_layer_line(each, self.state.results.get(each.name)) for each in listed])
+
+    def _settings_changed(self, _change: Any = None) -> None:
+        self.follow_code()
 
     # ------------------------------------------------------------------ picture, numbers, code
 
@@ -256,6 +278,7 @@ def recipe_lines(session: Any, state: RecipeState) -> list[str]:
     """Return the lines that open the model and quantize it by the recipe; they define ``model`` and ``quantized``."""
     entries, model = state.recipe.to_dict(), session.model
     imports, calibration = [], ""
+    output = f"output={state.output!r}, " if state.output else ""
     if model is not None and needs_inputs(model, state.recipe):
         make = "from_images" if reads_images(model) else "from_texts"
         imports = ["from workbench.calibration import Calibration"]
@@ -272,7 +295,7 @@ def recipe_lines(session: Any, state: RecipeState) -> list[str]:
         *(f"        {entry!r}," for entry in entries["entries"]),
         "    ],",
         "})",
-        f"quantized = quantize_model(model, recipe, {calibration}seed={state.seed})",
+        f"quantized = quantize_model(model, recipe, {calibration}{output}seed={state.seed})",
     ]
 
 
@@ -287,8 +310,8 @@ def bits_html(plan: RecipePlan, transforms: Sequence[str] = ()) -> str:
     also = f" · transforms before rounding: <code>{html.escape(', '.join(transforms))}</code>" if transforms else ""
     return (
         f"<div><b>{plan.quantized_bits_per_weight:.3f} bits per weight</b> in the {len(chosen)} quantized layers "
-        f"({100 * plan.quantized_share:.0f} % of the weights) · <b>{plan.bits_per_weight:.3f}</b> in the whole model, "
-        f"{stored:.3g} before{also}</div>"
+        f"({100 * plan.quantized_share:.0f} % of the weights) · <b>{plan.bits_per_weight:.3f}</b> in the whole model "
+        f"({stored:.3g} as it is stored now){also}</div>"
     )
 
 

@@ -45,6 +45,13 @@ def _read_samples(_state: Any, value: Any) -> int:
     return count
 
 
+def _read_output(_state: Any, value: Any) -> str:
+    if not isinstance(value, str):
+        message = f"the folder for the quantized model is a path, not {str(value)[:40]!r}"
+        raise RecipeError(message)
+    return value.strip()
+
+
 def _read_seed(_state: Any, value: Any) -> int:
     try:
         seed = -1 if isinstance(value, bool) else int(value)
@@ -68,6 +75,9 @@ class RecipeState(LongRun):
     seed = Checked(0, _read_seed)
     """Of every random choice."""
 
+    output = Checked("", _read_output)
+    """Folder that the quantized model is written to, where a run that was cut off goes on; empty keeps it in memory."""
+
     results: Mapping[str, LayerResult] = traitlets.Any({}, read_only=True)  # pyright: ignore[reportAssignmentType]
     """Layers that the last run has finished, by name."""
     quantized: Any = traitlets.Any(None, read_only=True)
@@ -76,6 +86,7 @@ class RecipeState(LongRun):
     """The recipe, samples and seed that ``results`` were made by."""
 
     def __init__(self, session: Session) -> None:
+        self._planned: tuple[Any, Any, RecipePlan] | None = None
         super().__init__(session)
         with session.lock:
             self._set_first()
@@ -169,7 +180,10 @@ class RecipeState(LongRun):
 
     def plan(self) -> RecipePlan:
         """Return what the recipe gives each layer of the session's model."""
-        return plan_recipe(self.session.model, self.recipe)
+        key = (self.session.model, self.recipe)
+        if self._planned is None or self._planned[0] is not key[0] or self._planned[1] != key[1]:
+            self._planned = (*key, plan_recipe(*key))
+        return self._planned[2]
 
     @property
     def fresh(self) -> bool:
@@ -210,6 +224,8 @@ class RecipeState(LongRun):
         from workbench.methods.runner import quantize_model
 
         recipe, samples, seed = making
+        with self.lock:
+            output = self.output or None
 
         def on_layer(result: LayerResult) -> None:
             with self.lock:
@@ -217,7 +233,13 @@ class RecipeState(LongRun):
                 self.set_trait("results", {**self.results, result.name: result})
 
         made = quantize_model(
-            model, recipe, calibration_of(model, recipe, samples, seed), seed=seed, progress=progress, on_layer=on_layer
+            model,
+            recipe,
+            calibration_of(model, recipe, samples, seed),
+            output=output,
+            seed=seed,
+            progress=progress,
+            on_layer=on_layer,
         )
         with self.lock:
             job.check()
@@ -228,6 +250,7 @@ class RecipeState(LongRun):
 
     def forget(self) -> None:
         """Drop what belongs to the model before; the recipe stays."""
+        self._planned = None
         self.set_trait("quantized", None)
         self.set_trait("results", {})
         self.set_trait("made_by", None)
@@ -240,7 +263,8 @@ class RecipeState(LongRun):
     def to_spec(self) -> dict[str, Any]:
         """Return the recipe and the settings as plain data."""
         with self.lock:
-            return {"recipe": self.recipe.to_dict(), "samples": self.samples, "seed": self.seed}
+            settings = {"samples": self.samples, "seed": self.seed, "output": self.output}
+            return {"recipe": self.recipe.to_dict(), **settings}
 
 
 def calibration_of(model: Any, recipe: Recipe, samples: int, seed: int) -> Calibration | None:

@@ -62,16 +62,20 @@ function render({ model, el }) {
     const input = make("input");
     input.type = "text";
     input.spellcheck = false;
-    input.placeholder = column[2];
     input.setAttribute("aria-label", `${column[0]} of row ${i + 1}`);
     if (model.get("suggestions")[k]) input.setAttribute("list", `${id}-${k}`);
     const old = () => model.get("rows")[i]?.[0][k] ?? "";
     const commit = () => {
-      if (input.value.trim() === old()) { input.value = old(); return; }
-      ask("edit", i, k, input.value);
+      const typed = input.value;
+      if (typed.trim() === old()) { input.value = old(); return; }
+      if (input.dataset.asked === typed) return; // Enter asks, and leaving the field would ask again
+      input.dataset.asked = typed;
+      ask("edit", i, k, typed);
     };
-    input.addEventListener("change", commit); // fires on Enter, on leaving, and when a suggestion was taken and left
+    input.addEventListener("change", commit);
+    input.addEventListener("input", () => { delete input.dataset.asked; });
     input.addEventListener("keydown", (e) => {
+      if (e.key === "Enter") commit(); // with a list of suggestions open, the browser fires no change
       if (e.key === "Escape") { input.value = old(); e.stopPropagation(); }
       const to = { ArrowUp: i - 1, ArrowDown: i + 1 }[e.key];
       if (to !== undefined && e.altKey && fields[to]) { fields[to][0][k].focus(); e.preventDefault(); }
@@ -114,7 +118,13 @@ function render({ model, el }) {
     const rows = model.get("rows");
     rows.forEach(([texts, facts, tone], i) => {
       const [inputs, place, [up, down, remove]] = fields[i];
-      inputs.forEach((input, k) => { if (input.value !== texts[k]) input.value = texts[k]; input.title = texts[k]; });
+      inputs.forEach((input, k) => {
+        if (input !== document.activeElement || input.dataset.asked !== undefined) input.value = texts[k];
+        delete input.dataset.asked;
+        input.title = texts[k];
+        const [, , otherwise, , first] = model.get("columns")[k];
+        input.placeholder = i === 0 ? first : otherwise;
+      });
       place.textContent = facts;
       place.className = tone ? `wbr-facts wbr-${tone}` : "wbr-facts";
       up.disabled = i === 0; down.disabled = i === rows.length - 1; remove.disabled = rows.length === 1;
@@ -125,7 +135,7 @@ function render({ model, el }) {
     said.textContent = sentence ?? "";
     fields.forEach(([inputs], i) => inputs.forEach((input, k) => {
       const bad = sentence !== undefined && i === row && k === column;
-      if (bad) { input.value = model.get("rows")[i]?.[0][k] ?? ""; input.setAttribute("aria-invalid", "true"); }
+      if (bad) { input.value = model.get("rows")[i]?.[0][k] ?? ""; delete input.dataset.asked; input.setAttribute("aria-invalid", "true"); }
       else input.removeAttribute("aria-invalid");
     }));
   }

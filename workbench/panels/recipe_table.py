@@ -20,7 +20,7 @@ class RecipeTable(anywidget.AnyWidget):
 
     caption = traitlets.Unicode("").tag(sync=True)
     columns = traitlets.List(default_value=[]).tag(sync=True)
-    """``[name, about, placeholder, width in ch]`` of each column that is typed into."""
+    """``[name, about, what an empty cell means, width in ch, what it means in the first row]`` of each column typed into."""
     suggestions = traitlets.Dict(default_value={}).tag(sync=True)
     """Column index (as text) -> values to choose from; others may be typed."""
     rows = traitlets.List(default_value=[]).tag(sync=True)
