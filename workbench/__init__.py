@@ -4,7 +4,7 @@
 
     Workbench(open_model(demo_path("tiny-gemma3")))
 
-Names load on first use (SPEC 1): importing ``workbench`` imports neither torch nor transformers.
+Names load on first use: importing ``workbench`` imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -52,6 +52,19 @@ _HOME_OF = {
     "ErrorBudget": "workbench.evaluation",
     "accuracy": "workbench.evaluation",
     "error_budget": "workbench.evaluation",
+    "Calibration": "workbench.calibration.data",
+    "LayerStatistics": "workbench.calibration.statistics",
+    "LayerResult": "workbench.methods",
+    "LayerTask": "workbench.methods",
+    "Method": "workbench.methods",
+    "all_methods": "workbench.methods",
+    "parse_method": "workbench.methods",
+    "quantize_layer": "workbench.methods.layer",
+    "quantize_model": "workbench.methods.runner",
+    "QuantizedModel": "workbench.methods.model_result",
+    "evaluate": "workbench.evaluation",
+    "compare": "workbench.evaluation",
+    "Evaluation": "workbench.evaluation",
     "RecipeError": "workbench.errors",
     "Session": "workbench.panels",
     "Workbench": "workbench.panels",
@@ -62,10 +75,12 @@ _HOME_OF = {
 __all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from workbench.calibration.data import Calibration
     from workbench.calibration.layer_inputs import LayerInputs, layer_inputs
+    from workbench.calibration.statistics import LayerStatistics
     from workbench.checkpoints import Layer, Model, open_model
     from workbench.errors import RecipeError, WorkbenchError
-    from workbench.evaluation import ErrorBudget, accuracy, error_budget
+    from workbench.evaluation import ErrorBudget, Evaluation, accuracy, compare, error_budget, evaluate
     from workbench.grids import (
         AdditivePowerGrid,
         BinaryCodingGrid,
@@ -79,6 +94,10 @@ if TYPE_CHECKING:
     )
     from workbench.integer import IntegerModel, LayerRun, integerize, level_table, run_layer
     from workbench.integer.judges import JudgeTable, run_judges
+    from workbench.methods import LayerResult, LayerTask, Method, all_methods, parse_method
+    from workbench.methods.layer import quantize_layer
+    from workbench.methods.model_result import QuantizedModel
+    from workbench.methods.runner import quantize_model
     from workbench.panels import Session, Workbench
     from workbench.quantization import (
         ErrorReport,
