@@ -254,3 +254,17 @@ def test_it_can_be_stopped_and_is_the_same_twice():
     assert fractions == sorted(fractions)
     assert 0.0 < fractions[0] <= fractions[-1] <= 1.0
     assert steps[:2] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "granularity"), [("mxfp4", "group:32"), ("nvfp4", "group:16"), ("log:bits=4,rounding=log", "group:20")]
+)
+def test_block_formats_and_kernels_of_convolutions(text, granularity):
+    weight, inputs = problem(rows=12, depth=64, seed=10, count=300)
+    task = LayerTask.of(weight.reshape(12, 8, 2, 4), text, granularity=granularity, statistics=inputs)
+    for method in (GPTQ(), GPTQ(act_order=True), GPTQ(refine=2, rescale=True)):
+        found = method.quantize_layer(task)
+        assert found.gain_db > 1.0
+        assert found.quantized.dequantize().shape == (12, 8, 2, 4)
+        assert found.quantized.scale_format == task.start.scale_format
+        assert found.bits_per_weight == task.start.bits_per_weight
