@@ -1,4 +1,4 @@
-"""The workbench from a shell: ``lab``, ``app``, ``inspect``, ``error``, ``judge``; also as ``jupyter workbench``.
+"""The workbench from a shell: ``lab``, ``app``, ``inspect``, ``error``, ``quantize``, ``recipe``, ``judge``; also as ``jupyter workbench``.
 
 Exit codes: 0 done, 1 a judge disagrees where none may, 2 the person asked for something that cannot be (one sentence on standard error says what and why).
 """
@@ -155,6 +155,85 @@ def layer_error(
         _write_json({"source": source, **record})
     else:
         show.make_console().print(show.error_table(record))
+
+
+@app.command("quantize")
+def quantize_source(
+    source: Source,
+    *,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="A YAML file, or a preset's name (see workbench recipe).", metavar="RECIPE"),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for the quantized model; the same line goes on after a stop.")
+    ],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--texts", help="A text file to calibrate on (may be given several times); by default shipped text."
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Calibration texts, or images.")] = None,
+    length: Annotated[int | None, typer.Option("--length", help="Tokens of one calibration text.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Where it runs: cpu, cuda, mps.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="The seed of every random choice.")] = 0,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Look at each layer's inputs anew after the layers before it in its block."),
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the quantized and the float model side by side at the end.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a whole model by a recipe and write it; after Ctrl-C or a kill the same line goes on where it was."""
+    from workbench.shell import quantize
+    from workbench.shell.show import make_console
+
+    with quantize.progress_bar() as advance:
+        try:
+            result = quantize.quantize_source(
+                source,
+                quantize.read_recipe(recipe),
+                output,
+                texts=texts,
+                samples=samples,
+                length=length,
+                device=device,
+                seed=seed,
+                sequential=sequential,
+                progress=advance,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"Stopped; finished layers are kept in {output}: the same command goes on from there.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        measured = quantize.measure(result, source, advance) if measure else None
+    if as_json:
+        _write_json(quantize.summary(result, output, measured))
+        return
+    console = make_console()
+    console.print(quantize.layers_table(result, output))
+    if measured is not None:
+        console.print(quantize.measures_table(measured))
+
+
+@app.command("recipe")
+def print_recipe(
+    name: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="A preset's name; without it they are listed.")
+    ] = None,
+) -> None:
+    """Print a preset as YAML to start a recipe from, or list the presets."""
+    from workbench.quantization.recipe import PRESETS, Recipe
+    from workbench.quantization.recipe_file import recipe_text
+
+    if name is None:
+        for preset in PRESETS.values():
+            changes = f"  after {', '.join(preset.transforms)}" if preset.transforms else ""
+            typer.echo(f"{preset.name:<18} {'; '.join(map(str, preset.entries))}{changes}")
+        return
+    typer.echo(recipe_text(Recipe.of(name)), nl=False)
 
 
 @app.command("judge")

@@ -113,8 +113,8 @@ def test_the_file_is_as_large_as_its_bits_say(tmp_path):
     )
     weights = sum(report["weights"] for report in found.reports.values())
     assert codes * 8 / weights == pytest.approx(found.bits_per_weight, rel=0.01)
-    assert found.tokenizer() is not None
-    assert QuantizedModel.load(folder).tokenizer() is not None
+    assert found.tokenizer is not None
+    assert QuantizedModel.load(folder).tokenizer is not None
 
 
 def test_shards_have_an_index(saved, tmp_path):

@@ -180,3 +180,25 @@ def test_a_damaged_file_of_a_run_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         ProgressStore(tmp_path / "file", {"seed": 0})
+
+
+@pytest.mark.parametrize("when", ["before the settings", "before the tidying"])
+def test_a_kill_while_the_end_is_written(llama, tmp_path, when):
+    chosen = Recipe((Entry("*", weight="uniform:bits=4", method="rtn"),))
+    output = tmp_path / "out"
+
+    def stop(result):
+        if result.name == "lm_head":
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        quantize_model(llama, chosen, output=output, on_layer=stop)
+    quantize_model(llama, chosen, output=tmp_path / "whole")
+    names = ["model.safetensors"]
+    if when == "before the tidying":
+        names = [path.name for path in (tmp_path / "whole").iterdir()]
+    for name in names:
+        (output / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    found = quantize_model(llama, chosen, output=output)
+    same(found, QuantizedModel.load(tmp_path / "whole"))
+    assert not (output / "partial").exists()

@@ -30,7 +30,7 @@ from workbench.methods.result import LayerResult
 from workbench.methods.stored_result import range_of, range_to_list, result_of
 from workbench.quantization.quantize import QuantizedTensor
 from workbench.quantization.recipe import Recipe
-from workbench.quantization.stored import from_view, to_stored
+from workbench.quantization.stored import StoredParts, from_view, to_stored
 
 #: What the run was, beside the weights.
 REPORT = "quantization.json"
@@ -69,7 +69,7 @@ def save_model(model: QuantizedModel, folder: str | os.PathLike[str], *, shard_b
         message = f"{str(target)!r} cannot be made: {error.strerror or error}"
         raise CheckpointError(message) from None
     settings: dict[str, dict[str, Any]] = {}
-    outgoing = list(_outgoing(model, settings))
+    outgoing = list(_outgoing(model, settings, _Latest(model)))
     written: list[Path] = []
     try:
         written += _write_shards(target, outgoing, _metadata(model), shard_bytes)
@@ -88,14 +88,29 @@ def save_model(model: QuantizedModel, folder: str | os.PathLike[str], *, shard_b
     return target
 
 
-def _outgoing(model: QuantizedModel, settings: dict[str, dict[str, Any]]) -> Iterator[Outgoing]:
+class _Latest:
+    """The parts of the layer that was asked for last: writing asks for one layer's parts after another."""
+
+    def __init__(self, model: QuantizedModel) -> None:
+        self._model = model
+        self._name = ""
+        self._parts = StoredParts({}, {})
+
+    def __call__(self, name: str) -> StoredParts:
+        """Return a layer's parts."""
+        if name != self._name:
+            self._name, self._parts = name, to_stored(self._model.layers[name].quantized)
+        return self._parts
+
+
+def _outgoing(model: QuantizedModel, settings: dict[str, dict[str, Any]], latest: _Latest) -> Iterator[Outgoing]:
     """Yield all tensors in the source's order; fill in each layer's settings."""
     plain = float_view(model.source)
     homes = {model.home(name)[0]: name for name in model.layers}
     done: set[str] = set()
     for name, tensor in plain.tensors.items():
         if name in homes:
-            yield from _layer(model, homes[name], settings)
+            yield from _layer(model, homes[name], settings, latest)
         elif name in model.changed:
             yield Outgoing.of(name, np.ascontiguousarray(model.changed[name], dtype=np.float32))
         else:
@@ -103,7 +118,7 @@ def _outgoing(model: QuantizedModel, settings: dict[str, dict[str, Any]]) -> Ite
         done.add(name)
     for home, name in homes.items():
         if home not in done:  # a head that was tied to the embedding and now has weights of its own
-            yield from _layer(model, name, settings)
+            yield from _layer(model, name, settings, latest)
     for name, values in model.changed.items():
         if name not in done and name not in homes:
             yield Outgoing.of(name, np.ascontiguousarray(values, dtype=np.float32))
@@ -117,10 +132,12 @@ def _pieces(tensor: StoredTensor) -> Any:
     return parts
 
 
-def _layer(model: QuantizedModel, name: str, settings: dict[str, dict[str, Any]]) -> Iterator[Outgoing]:
-    """Yield the parts of one layer; where results lie in files, numbers are read again when they are written."""
+def _layer(
+    model: QuantizedModel, name: str, settings: dict[str, dict[str, Any]], latest: _Latest
+) -> Iterator[Outgoing]:
+    """Yield the parts of one layer; the numbers are made again when they are written."""
     home, turned = model.home(name)
-    stored = to_stored(model.layers[name].quantized)
+    stored = latest(name)
     own: dict[str, Any] = {**stored.settings, "tensor": home}
     if turned:
         own["turned"] = True
@@ -131,12 +148,10 @@ def _layer(model: QuantizedModel, name: str, settings: dict[str, dict[str, Any]]
         if reach is not None:
             own["range"] = range_to_list(reach)
     settings[name] = own
-    held = stored.arrays if isinstance(model.layers, dict) else None
     for part, array in stored.arrays.items():
 
         def parts(part: str = part) -> Iterator[np.ndarray]:
-            arrays = held if held is not None else to_stored(model.layers[name].quantized).arrays
-            yield arrays[part]
+            yield latest(name).arrays[part]
 
         yield Outgoing(f"{name}.weight.{part}", array.shape, array.dtype, parts)
 

@@ -141,8 +141,14 @@ class QuantizedModel:
         attach(module, codings, ranges)
         return module
 
+    @property
+    def name(self) -> str:
+        """A short name for people: the model's and the recipe's."""
+        return f"{self.source.name}, {self.recipe.name or 'own recipe'}"
+
+    @cached_property
     def tokenizer(self) -> Any:
-        """Return the tokenizer beside the model's weights; None where transformers finds none."""
+        """The tokenizer beside the model's weights; None where transformers finds none."""
         files = self.source._files
         if not files:
             return None

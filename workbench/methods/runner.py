@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from workbench.calibration.data import Calibration
 from workbench.calibration.hosts import model_key, opened
 from workbench.calibration.stream import BlockStream
 from workbench.checkpoints import Model
-from workbench.errors import QuantizationError
+from workbench.errors import CheckpointError, QuantizationError
 from workbench.methods.block_run import BlockRun
 from workbench.methods.model_result import QuantizedModel
-from workbench.methods.progress_store import ProgressStore, StoredLayers
+from workbench.methods.progress_store import PARTIAL, RUN, ProgressStore, StoredLayers
 from workbench.methods.recipes import (
     Choice,
     check_methods,
@@ -90,6 +91,7 @@ def quantize_model(
     """
     chosen = Recipe.of(recipe)
     transforms = check_methods(chosen)
+    _check_device(device)
     found = opened(model)
     run = _Run(found, chosen, transforms, device, seed, progress, on_step, on_layer)
     if calibration is None and run.needs_inputs():
@@ -105,6 +107,7 @@ def quantize_model(
     if output is not None:
         finished = _finished(Path(output), key)
         if finished is not None:
+            shutil.rmtree(Path(output) / PARTIAL, ignore_errors=True)
             run.tell(1.0, "finished before")
             return finished
         run.store = ProgressStore(Path(output), key)
@@ -126,10 +129,41 @@ def quantize_model(
     )
     if run.store is None or output is None:
         return result
+    for draft in Path(output).glob("model*.safetensors"):
+        draft.unlink()  # of a run that was killed while it wrote: the folder held no weights when the run began
     result.save(output)
     run.store.remove()
     run.tell(1.0, "")
     return QuantizedModel.load(output)
+
+
+def needs_inputs(model: Any, recipe: Recipe | str | Mapping[str, Any]) -> bool:
+    """Say whether a recipe needs calibration inputs on a model: for methods, transforms, or static activations.
+
+    Raises:
+        RecipeError: see ``quantize_model``.
+        QuantizationError: it quantizes nothing.
+    """
+    chosen = Recipe.of(recipe)
+    return _Run(opened(model), chosen, check_methods(chosen), "cpu", 0, None, None, None).needs_inputs()
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        QuantizationError: see above.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        message = f"torch cannot use the device {device!r} here ({reason}); take cpu, or cuda where there is one"
+        raise QuantizationError(message) from None
 
 
 def default_calibration(model: Model, seed: int = 0) -> Calibration:
@@ -149,10 +183,9 @@ def _finished(folder: Path, key: Mapping[str, Any]) -> QuantizedModel | None:
     Raises:
         QuantizationError: it holds another model.
     """
-    if not (folder / "config.json").exists() and not any(folder.glob("*.safetensors")):
+    begun = (folder / PARTIAL / RUN).is_file()
+    if not (folder / "config.json").exists() and (begun or not any(folder.glob("*.safetensors"))):
         return None
-    from workbench.errors import CheckpointError
-
     try:
         found = QuantizedModel.load(folder)
     except CheckpointError:
