@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: A part of a network that repeats nothing inside and holds at most so many layers is taken as one block.
 MOST_LAYERS = 16
+#: Outputs of a layer that stands aside for a pass are zeros of their own up to this count; beyond it, one zero for all.
+MOST_ZEROS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,10 @@ def _zeros(outputs: int) -> Callable[..., Any]:
     """Return a forward function that gives zeros of a linear layer's output shape: no weight is read, no memory taken."""
 
     def forward(value: Any, *_arguments: Any, **_options: Any) -> Any:
-        return value.new_zeros(1).expand(*value.shape[:-1], outputs)
+        shape = (*value.shape[:-1], outputs)
+        if value.numel() // value.shape[-1] * outputs <= MOST_ZEROS:
+            return value.new_zeros(shape)
+        return value.new_zeros(1).expand(shape)  # logits of a large vocabulary: nobody writes into them
 
     return without_weights(forward)
 
