@@ -6,7 +6,7 @@
 Nelder-Mead over the full tensors in torch. With and without the one pass that makes the sketches; a sketch answers any
 later question too (other bits, clips, one layer), the full tensors start again each time. (b) One optimiser step of
 AdaRound and of NUPES on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows of the calibration, where
-both walk the same curve (checked: median relative difference after the warm-up), and with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
+both walk the same curve (checked: median relative difference over the last quarter of a run), and with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
 (c) GPTQ of a layer from its Gram matrix against the plain torch loop; both give the same codes but for ties (checked). The
 plain side is ``methods_plain.py``. Steps are timed as the difference of two runs, so that preparing a run does not count.
 """
@@ -152,14 +152,12 @@ def learner(word: str, name: str, given: dict[str, Any], steps: int, rounds: int
             return adaround_loop(weight, scale, n, inputs, schedule(count), batch)
         return nupes_loop(weight, scale, n, exponent, inputs, schedule(count), batch)
 
-    trace = ours(steps).trace
-    curve = plain(steps)
-    # Point k of our curve is the loss of the soft weights before step k - 1 (0 and the last are hard ones). During the
-    # warm-up both are within noise of zero loss: there is nothing to compare.
+    # Point k of our curve is the loss of the soft weights before step k - 1; 0 and the last are hard ones. Compared is the
+    # last quarter: at first both are within noise of zero loss, and the different first steps take a while to wear off.
+    long = 4 * steps
+    trace, curve = ours(long).trace, plain(long)
     pairs = [
-        (loss, curve[at - 1])
-        for at, loss in zip(trace.steps, trace.loss, strict=True)
-        if schedule(steps).warmup * steps + 2 < at < steps
+        (loss, curve[at - 1]) for at, loss in zip(trace.steps, trace.loss, strict=True) if 0.75 * long <= at < long
     ]
     apart = statistics.median(abs(a - b) / b for a, b in pairs) if pairs else math.nan
     own, theirs = step_times(ours, plain, steps, rounds)
