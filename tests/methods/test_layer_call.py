@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from workbench.calibration.layer_inputs import layer_inputs
 from workbench.calibration.statistics import LayerStatistics
 from workbench.checkpoints import open_model
 from workbench.errors import Cancelled, QuantizationError
@@ -102,3 +103,12 @@ def test_statistics_pass_through_and_listeners_can_cancel():
         quantize_layer(weight, InputHungry(), "uniform:bits=4", inputs=statistics, progress=stop)
     assert "hungry" not in METHODS
     assert "hungry" not in all_methods()
+
+
+def test_captured_inputs_are_taken_as_they_are():
+    model = open_model(demo_path("tiny-resnet"))
+    name = "blocks.1.depthwise"
+    caught = layer_inputs(model, name, rows=256)
+    found = quantize_layer(model[name], InputHungry(), "uniform:bits=4", inputs=caught)
+    expected = patches(caught.values, tuple(model[name].shape), caught.convolution)
+    assert found.notes[0] == f"{expected.shape[1]} rows"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.calibration.layer_inputs import LayerInputs, layer_inputs
 from workbench.calibration.statistics import LayerStatistics
 from workbench.checkpoints import Layer, Model, open_model
 from workbench.errors import QuantizationError
@@ -47,7 +48,7 @@ def quantize_layer(
         scale: rule of the starting scale: ``absmax``, ``percentile:99.9``, ``mse``.
         model: the model that the layer is of (a ``Model``, or what ``open_model`` takes): it gives the inputs of methods
             that need some, and the layer's bias.
-        inputs: the layer's own inputs: rows (rows, depth), or ``LayerStatistics``; None runs ``model`` on its shipped
+        inputs: the layer's own inputs: rows (rows, depth), ``LayerInputs``, or ``LayerStatistics``; None runs ``model`` on its shipped
             inputs (``calibration.layer_inputs``) where the method needs some.
         bias: the layer's, float32 (outputs,); None takes the model's where inputs were run.
         seed: of every random choice.
@@ -74,7 +75,10 @@ def quantize_layer(
         layer = opened[layer]
     statistics = inputs if isinstance(inputs, LayerStatistics) else None
     name = layer.name if isinstance(layer, Layer) else None
-    if statistics is None and inputs is not None:
+    if isinstance(inputs, LayerInputs):
+        statistics = _boiled_down(inputs, tuple(layer.shape))
+        bias = inputs.bias if bias is None else bias
+    elif statistics is None and inputs is not None:
         statistics = LayerStatistics.from_inputs(name or "the layer", np.asarray(inputs))
     if statistics is None and chosen.needs:
         statistics, found = _from_model(chosen, layer, opened, progress)
@@ -97,13 +101,15 @@ def _from_model(
             f"{method.title} looks at the layer's inputs: give them as inputs=, or the model they come from as model="
         )
         raise QuantizationError(message)
-    from workbench.calibration.layer_inputs import layer_inputs
-
     found = layer_inputs(model, layer, rows=ROWS, progress=progress)
-    rows = found.values
-    if found.convolution is not None:
-        rows = patches(rows, layer.shape, found.convolution)
-    return LayerStatistics.from_inputs(layer.name, rows, keep=ROWS), found.bias
+    return _boiled_down(found, tuple(layer.shape)), found.bias
+
+
+def _boiled_down(inputs: LayerInputs, shape: tuple[int, ...]) -> LayerStatistics:
+    rows = inputs.values
+    if inputs.convolution is not None:
+        rows = patches(rows, shape, inputs.convolution)
+    return LayerStatistics.from_inputs(inputs.layer, rows, keep=ROWS)
 
 
 def patches(images: np.ndarray, shape: tuple[int, ...], convolution: dict[str, Any]) -> np.ndarray:
