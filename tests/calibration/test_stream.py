@@ -215,6 +215,8 @@ def test_progress_rises_and_stops_a_run(case):
     told = []
     for block in BlockStream(folder, calibration, progress=lambda fraction, label: told.append(fraction)):
         block.statistics(needs={"moments"})
+        if block.name.endswith(".1"):
+            block.output_gradients()
     assert told == sorted(told)
     assert told[-1] == 1.0
 
@@ -225,6 +227,25 @@ def test_progress_rises_and_stops_a_run(case):
     with pytest.raises(Cancelled):
         for block in BlockStream(folder, calibration, progress=stop):
             block.statistics(needs={"moments"})
+
+
+def test_a_family_whose_experts_are_restacked_is_read_whole(tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=48,
+        vocab_size=61, num_local_experts=4, max_position_embeddings=32,
+    )  # fmt: skip
+    module = transformers.MixtralForCausalLM(config).eval()
+    module.save_pretrained(tmp_path)
+    calibration = inputs_of("llama")
+    stream = BlockStream(tmp_path, calibration)
+    assert not stream.lazy
+    expected = plain(module, calibration, [block.name for block in stream.blocks])
+    for block in stream:
+        torch.testing.assert_close(block.targets[1], expected[block.name][1][1], atol=1e-5, rtol=1e-5)
+        assert not any("experts" in name for name in block.places)  # one stacked parameter is no layer of its own
 
 
 def test_what_cannot_run_says_why(tmp_path):

@@ -106,13 +106,19 @@ class BlockStream:
         self.model = opened(model)
         self.calibration = calibration
         self.device = str(device)
-        self.progress: Progress = progress or (lambda _fraction, _label: None)
+        self._listener: Progress = progress or (lambda _fraction, _label: None)
+        self._fraction = 0.0
         self._folder = folder
         self._memory = int(MEMORY_SHARE * (available_memory() or 4 << 30)) if memory is None else memory
         self.progress(0.0, f"looking for the blocks of {self.model.name}")
         self.batches = tuple(calibration.batches)
         self._host, self._plan = self._find()
         self.masks = [_mask(batch) for batch in self.batches]
+
+    def progress(self, fraction: float, label: str) -> None:
+        """Tell the listener how far the walk is; it may raise ``Cancelled``."""
+        self._fraction = fraction
+        self._listener(fraction, label)
 
     def _find(self) -> tuple[WholeModule | LazyModule, Plan]:
         if runs_lazily(self.model):
@@ -224,7 +230,11 @@ class BlockStream:
 
         store = TensorStore(self._folder, self._memory)
         blocks = {path: names for path, names, _ in self._places()}
-        return loss_gradients(self._host, self.batches, self.masks, blocks, store=store, progress=self.progress)
+
+        def tell(fraction: float, label: str) -> None:
+            self._listener(self._fraction, f"{label}, {fraction:.0%}")  # a side step: the walk itself does not move
+
+        return loss_gradients(self._host, self.batches, self.masks, blocks, store=store, progress=tell)
 
 
 class _Walk:
