@@ -173,6 +173,10 @@ def _taken(model: Any, tell: Callable[..., Any]) -> tuple[str, Any, Callable[...
         return model.name, None, model, None
     if isinstance(model, str | os.PathLike):
         model = open_model(resolve_source(model) if isinstance(model, str) else model)
+    if isinstance(model, Model) and model.quantization == "workbench":
+        from workbench.methods.model_result import QuantizedModel
+
+        return _taken(QuantizedModel.load(model.source), tell)
     if isinstance(model, Model):
         from workbench.calibration.runnable import load
 
@@ -184,13 +188,13 @@ def _taken(model: Any, tell: Callable[..., Any]) -> tuple[str, Any, Callable[...
     if callable(inner):
         module: Any = inner()
         if _is_module(module):
-            name = getattr(model, "name", None)
-            return (
-                name if isinstance(name, str) else type(model).__name__,
-                module,
-                module,
-                getattr(model, "tokenizer", None),
-            )
+            name, source = getattr(model, "name", None), getattr(model, "source", None)
+            reader = getattr(model, "tokenizer", None)
+            if isinstance(source, Model):
+                # A quantized model is called by what it was made from, and reads with that one's tokenizer.
+                name = name if isinstance(name, str) else f"{source.name} (quantized)"
+                reader = reader if reader is not None else _tokenizer_in(source.source)
+            return name if isinstance(name, str) else type(model).__name__, module, module, reader
     if callable(model):
         return getattr(model, "__name__", "the model"), None, model, None
     message = (
@@ -231,12 +235,19 @@ def _kind_of(module: Any) -> Kind | None:
 def _tokenizer_beside(module: Any) -> Any:
     """Return the tokenizer in the folder that a module was loaded from, or None; nothing is downloaded."""
     folder = getattr(getattr(module, "config", None), "_name_or_path", "") or getattr(module, "name_or_path", "")
-    if not folder or not Path(str(folder)).is_dir():
+    return _tokenizer_in(folder)
+
+
+def _tokenizer_in(folder: Any) -> Any:
+    """Return the tokenizer of a folder (or of the folder of a file), or None; nothing is downloaded."""
+    place = Path(str(folder or ""))
+    place = place.parent if place.is_file() else place
+    if not folder or not (place / "tokenizer_config.json").is_file():
         return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except Exception:  # whatever it is, a caller with token ids does not need it
         return None
 
