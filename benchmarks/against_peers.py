@@ -227,9 +227,8 @@ class Ground:
         method = contest.ours.format(steps=self.steps)
         if scope == "layers":
             return self._our_layers(contest, method)
-        from workbench.methods.runner import quantize_model
-
         from workbench.calibration import Calibration
+        from workbench.methods.runner import quantize_model
         from workbench.quantization.recipe import Entry, Recipe
 
         entry = Entry("*", weight=contest.our_grid, granularity=contest.granularity, method=method, activation="float")

@@ -11,7 +11,6 @@ from typing import Any
 # Threads that wait by spinning starve those of other programs on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 

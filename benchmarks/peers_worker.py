@@ -351,4 +351,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault(
+        "GPTQMODEL_CPU_WORKERS", "2"
+    )  # its pool asks for two workers on machines with fewer cores too
     main(Path(sys.argv[1]))
