@@ -63,6 +63,12 @@ _HOME_OF = {
     "quantize_model": "workbench.methods.runner",
     "QuantizedModel": "workbench.methods.model_result",
     "evaluate": "workbench.evaluation",
+    "divergence": "workbench.evaluation",
+    "generate_side_by_side": "workbench.evaluation",
+    "last_word": "workbench.evaluation",
+    "lm_eval_model": "workbench.evaluation",
+    "perplexity": "workbench.evaluation",
+    "similarity": "workbench.evaluation",
     "compare": "workbench.evaluation",
     "Evaluation": "workbench.evaluation",
     "RecipeError": "workbench.errors",
@@ -80,7 +86,20 @@ if TYPE_CHECKING:
     from workbench.calibration.statistics import LayerStatistics
     from workbench.checkpoints import Layer, Model, open_model
     from workbench.errors import RecipeError, WorkbenchError
-    from workbench.evaluation import ErrorBudget, Evaluation, accuracy, compare, error_budget, evaluate
+    from workbench.evaluation import (
+        ErrorBudget,
+        Evaluation,
+        accuracy,
+        compare,
+        divergence,
+        error_budget,
+        evaluate,
+        generate_side_by_side,
+        last_word,
+        lm_eval_model,
+        perplexity,
+        similarity,
+    )
     from workbench.grids import (
         AdditivePowerGrid,
         BinaryCodingGrid,
