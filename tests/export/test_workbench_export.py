@@ -15,7 +15,7 @@ from small_models import chain, llama_folder, row_calibration, token_calibration
 
 from workbench.checkpoints import open_model
 from workbench.checkpoints.safetensors_file import read_safetensors
-from workbench.errors import CheckpointError
+from workbench.errors import CheckpointError, QuantizationError
 from workbench.export.workbench_format import save_model
 from workbench.methods.model_result import QuantizedModel
 from workbench.methods.runner import quantize_model
@@ -145,6 +145,44 @@ def test_convolutions_come_back_as_a_module(tmp_path):
     images = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(loaded.module()(images), found.module()(images), atol=0, rtol=0)
+
+
+def other_family(folder, family):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if family == "gpt2":  # weights stored as their transposes, query, key and value in one
+        config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=64, **sizes)
+        model = transformers.GPT2LMHeadModel(config)
+    else:  # experts that a checkpoint keeps apart and the program joins
+        config = transformers.MixtralConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=2,
+            **sizes,
+        )
+        model = transformers.MixtralForCausalLM(config)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_other_layouts_come_back(tmp_path, family):
+    model = other_family(tmp_path / "float", family)
+    chosen = Recipe((Entry("*", weight="uniform:bits=8", method="rtn-clip"),))
+    found = quantize_model(tmp_path / "float", chosen)
+    loaded = QuantizedModel.load(found.save(tmp_path / "out"))
+    tokens = token_calibration().batches[0].options
+    with torch.no_grad():
+        made, true = found.module()(**tokens).logits, model(**tokens).logits
+        torch.testing.assert_close(loaded.module()(**tokens).logits, made, atol=0, rtol=0)
+    assert float((made - true).square().mean() / true.square().mean()) < 1e-3
+    with pytest.raises(QuantizationError, match="is stored as workbench"):
+        quantize_model(tmp_path / "out", chosen)
 
 
 def test_nothing_is_overwritten_and_damage_is_told(saved, tmp_path):

@@ -113,8 +113,21 @@ class QuantizedModel:
 
     def home(self, name: str) -> tuple[str, bool]:
         """Return the name of the stored tensor that a layer is, and whether the file holds its transpose."""
-        layer = self._plain[name] if name in self._plain else None  # noqa: SIM401 - get does not know tied names
-        return self._homes[name], layer is not None and name not in self._plain.tied and is_turned(layer)
+        if self.source.quantization:
+            own = self.source.config.get("quantization_config", {}).get("layers", {}).get(name, {})
+            return self._homes[name], bool(own.get("turned"))
+        known = name in self._plain and name not in self._plain.tied
+        return self._homes[name], known and is_turned(self._plain[name])
+
+    def _has_own_bias(self, name: str) -> bool:
+        """Say whether a layer has a bias that the source does not have."""
+        return f"{self._homes[name].removesuffix('weight')}bias" in {*self.changed, *self._added}
+
+    @cached_property
+    def _added(self) -> set[str]:
+        """Biases of a saved model that its methods learned."""
+        learned = [name for name, report in self.reports.items() if report["bias"]] if self.source.quantization else []
+        return {f"{self._homes[name].removesuffix('weight')}bias" for name in learned}
 
     def float_model(self) -> Model:
         """Return the model that this one computes: every tensor floating point, quantized ones decoded when read."""
@@ -133,10 +146,12 @@ class QuantizedModel:
         """
         view = self.float_model()
         module = fresh_module(view, self._plain)
-        paths = module_paths(module, view, self.layers)
+        special = [name for name in self.layers if name in view.tied or self._has_own_bias(name)]
+        coded = [name for name, report in self.reports.items() if report["activation"]]
+        paths = module_paths(module, view, dict.fromkeys([*special, *coded]))
         _untie(module, view, paths)
         _add_biases(module, view, paths)
-        codings = {paths[name]: report["activation"] for name, report in self.reports.items() if report["activation"]}
+        codings = {paths[name]: self.reports[name]["activation"] for name in coded}
         ranges = {paths[name]: reach for name, reach in self.ranges.items()}
         attach(module, codings, ranges)
         return module

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.calibration.hosts import lazy_host, whole_host
+from workbench.calibration.hosts import lazy_host, program_of
 from workbench.calibration.parameter_names import ParameterNames
+from workbench.calibration.runnable import _quietly as quietly
 from workbench.calibration.runnable import resnet_module
 from workbench.calibration.whole_module import WholeModule
 from workbench.checkpoints import Layer, Model
@@ -119,7 +120,7 @@ def fresh_module(model: Model, original: Model | None = None) -> torch.nn.Module
 
     Args:
         model: a view whose tensors are all floating point.
-        original: the checkpoint beneath the view, for models whose program transformers must fill itself.
+        original: the model beneath the view, where the view was laid over a module in memory.
 
     Raises:
         CheckpointError: no program is known for these weights, or it does not fit into memory.
@@ -133,11 +134,37 @@ def fresh_module(model: Model, original: Model | None = None) -> torch.nn.Module
         try:
             return lazy_host(model, ()).whole(lambda *_: None)
         except CheckpointError:
-            if original is None or original.quantization:
-                raise
-            module = whole_host(original).module
+            return _rebuilt(model)
     assign(module, model, {name for name, tensor in model.tensors.items() if base.tensors.get(name) is not tensor})
     return module.eval().requires_grad_(False)
+
+
+def _rebuilt(model: Model) -> Any:
+    """Let transformers fill its program itself, from tensors in memory: it joins what checkpoints keep apart (experts).
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    import torch
+    import transformers
+
+    maker, config, _ = program_of(model)
+    state = {name: torch.from_numpy(as_float(tensor)) for name, tensor in model.tensors.items()}
+    with quietly():
+        try:
+            kind: Any = maker or transformers.AutoModel
+            module = kind.from_pretrained(None, config=config, state_dict=state)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            message = f"transformers cannot build {model.name} from its tensors: {reason}"
+            raise CheckpointError(message) from error
+    return module.float().eval().requires_grad_(False)
+
+
+def as_float(tensor: StoredTensor) -> np.ndarray:
+    """Read a tensor as float32; whole numbers and truths stay what they are."""
+    values = tensor.read()
+    return np.array(values) if values.dtype.kind in "biu" else np.array(values, dtype=np.float32)
 
 
 def _resnet(model: Model) -> Any:

@@ -93,6 +93,12 @@ def quantize_model(
     transforms = check_methods(chosen)
     _check_device(device)
     found = opened(model)
+    if found.quantization:
+        message = (
+            f"{found.name} is stored as {found.quantization}: quantize the plain checkpoint that it was made from, "
+            "its rounding errors would be rounded again"
+        )
+        raise QuantizationError(message)
     run = _Run(found, chosen, transforms, device, seed, progress, on_step, on_layer)
     if calibration is None and run.needs_inputs():
         calibration = default_calibration(found, seed)
