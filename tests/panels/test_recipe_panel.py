@@ -266,3 +266,17 @@ def test_methods_with_inputs_are_calibrated_and_stop_keeps_finished_layers(resne
     assert len(state.results) == 2
     assert "2 layers kept" in resnet.run_bar.text.value
     assert state.quantized is None
+
+
+def test_transforms_are_checked_and_belong_to_the_recipe(panel):
+    panel.transforms.value = "smoothquant:alpha=0.5 ; rotation"
+    assert panel.state.recipe.transforms == ("smoothquant:alpha=0.5", "rotation")
+    assert panel.transforms.value == "smoothquant:alpha=0.5; rotation"
+    panel.transforms.value = "smoothie"
+    assert panel.state.recipe.transforms == ("smoothquant:alpha=0.5", "rotation")
+    assert "qwb-error" in panel.error_text
+    panel.transforms.value = ""
+    assert panel.state.recipe.transforms == ()
+    assert panel.error_text == ""
+    panel.preset.value = "w8a8-smoothquant"
+    assert "smoothquant" in panel.transforms.value

@@ -17,7 +17,10 @@ COLUMNS = (
     Column("grid", words=True, about="The grid that it ended with; a learned exponent is its own."),
     Column("bits per weight", about="Codes, scales, zero points and codebook over the number of weights."),
     Column("output SQNR / dB", about="Of the layer's outputs on its calibration inputs; more is better."),
-    Column("gain over RTN / dB", about="Against round to nearest on the same grid and scale rule."),
+    Column(
+        "gain over RTN / dB",
+        about="Against rounding to nearest from where the method starts: its own grid and scale rule.",
+    ),
     Column("time", about="Wall time of the method itself."),
 )
 
@@ -60,11 +63,13 @@ def _line(outcome: Outcome, best: float, several: int) -> Line:
 
 
 def short_grid(text: str) -> str:
-    """Return a grid's text with four digits of a learned exponent.
+    """Return a grid's text with four digits of a learned exponent, and the number of levels of a learned codebook.
 
     >>> short_grid("power:bits=4,exponent=0.8013597204950223")
     'power:bits=4,exponent=0.8014'
     """
+    if text.startswith("codebook:levels="):
+        return f"codebook of {text.count('/') + 1} levels"
     return re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", text)
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 #: Heading, meaning, what an empty cell means, width, and what it means in the first row.
 COLUMNS = (
-    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 29, "*"],
+    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 16, "*"],
     [
         "weight grid",
         "Levels of the weights, or float to leave the layers as they are",
         "as above",
-        27,
+        17,
         "uniform:bits=8",
     ],
     ["granularity", "What shares a scale: tensor, channel or group:128", "as above", 11, "channel"],
@@ -94,6 +94,15 @@ class RecipePanel(Panel):
         self.bits = widgets.HTML(layout={"width": "100%", "min_height": "22px"})
         self.samples = _number("Calibration samples", state.samples, 1, 100_000, "texts or images to learn from", 200)
         self.seed = _number("Seed", state.seed, 0, 2**31 - 1, "of every random choice", 130)
+        self.transforms = widgets.Text(
+            description="Before rounding",
+            placeholder="no transforms, or e.g. smoothquant:alpha=0.5; rotation",
+            tooltip="Changes of the float model that keep its function, before any rounding; several are parted by ;",
+            continuous_update=False,
+            style={"description_width": "initial"},
+            layout={"width": "460px", "max_width": "100%", "margin": "0"},
+        )
+        self.transforms.observe(self._transforms_typed, "value")
         self.output = widgets.Text(
             value=state.output,
             description="Folder",
@@ -126,7 +135,7 @@ class RecipePanel(Panel):
         run_row = widgets.HBox([self.samples, self.seed, self.output], layout={"align_items": "center"}).add_class(
             "qwb-row"
         )
-        return (file_row, self.table, self.bits, run_row, self.run_bar, self.layers)
+        return (file_row, self.table, self.transforms, self.bits, run_row, self.run_bar, self.layers)
 
     # ------------------------------------------------------------------ what a person does
 
@@ -150,6 +159,18 @@ class RecipePanel(Panel):
             state.remove(at)
         elif what in {"up", "down"}:
             state.move(at, at - 1 if what == "up" else at + 1)
+
+    @guarded
+    def _transforms_typed(self, change: Any) -> None:
+        sentence = self.state.edit_transforms(change["new"])
+        self._show_transforms()
+        if sentence:
+            self.show_error(sentence, "transforms")
+
+    def _show_transforms(self) -> None:
+        text = "; ".join(self.state.recipe.transforms)
+        if self.transforms.value != text:
+            self.transforms.value = text
 
     @guarded
     def _preset_chosen(self, change: Any) -> None:
@@ -206,6 +227,8 @@ class RecipePanel(Panel):
             texts = [str(getattr(entry, field) or "") for field in FIELDS]
             rows.append([texts, facts, "warn" if model is not None and not count else ""])
         self.table.show(rows)
+        self.clear_error("transforms")
+        self._show_transforms()
         named = recipe.name if recipe.name in [value for _, value in self.preset.options] else ""
         if self.preset.value != named:
             self.preset.value = named
@@ -217,15 +240,19 @@ class RecipePanel(Panel):
             self._show_recipe()
             return
         plan = self.state.plan()
-        self.bits.value = bits_html(plan, self.state.recipe.transforms)
+        self.bits.value = bits_html(plan)
         model: Any = self.session.model
         listed = [
             each for each in plan.layers if each.extra or each.name not in model or model[each.name].kind in KINDS
         ]
         rest = len(plan.layers) - len(listed)
-        self.layers.caption = "What each layer gets" + (
-            f" ({rest} norms and the like stay as they are)" if rest else ""
-        )
+        said = [f"{rest} norms and the like stay as they are"] if rest else []
+        made = self.state.quantized
+        if made is not None:
+            said.append(
+                f"outputs on {made.calibration}" if made.calibration else "SQNR of the weights: nothing was run"
+            )
+        self.layers.caption = "What each layer gets" + (f" ({'; '.join(said)})" if said else "")
         self.layers.show(LAYER_COLUMNS, [_layer_line(each, self.state.results.get(each.name)) for each in listed])
 
     def _settings_changed(self, _change: Any = None) -> None:
@@ -299,7 +326,7 @@ def recipe_lines(session: Any, state: RecipeState) -> list[str]:
     ]
 
 
-def bits_html(plan: RecipePlan, transforms: Sequence[str] = ()) -> str:
+def bits_html(plan: RecipePlan) -> str:
     """Say what the recipe takes: bits of the quantized layers, and of the whole model with what is left alone."""
     if not plan.layers:
         return '<span class="qwb-dim">Open a model to see what the recipe takes.</span>'
@@ -307,11 +334,10 @@ def bits_html(plan: RecipePlan, transforms: Sequence[str] = ()) -> str:
     if not chosen:
         return '<span class="qwb-error" role="status">The recipe quantizes no layer of this model.</span>'
     stored = sum(each.stored_bits for each in plan.layers if not each.extra) / max(plan.weights, 1)
-    also = f" · transforms before rounding: <code>{html.escape(', '.join(transforms))}</code>" if transforms else ""
     return (
         f"<div><b>{plan.quantized_bits_per_weight:.3f} bits per weight</b> in the {len(chosen)} quantized layers "
         f"({100 * plan.quantized_share:.0f} % of the weights) · <b>{plan.bits_per_weight:.3f}</b> in the whole model "
-        f"({stored:.3g} as it is stored now){also}</div>"
+        f"({stored:.3g} as it is stored now)</div>"
     )
 
 

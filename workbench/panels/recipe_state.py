@@ -128,6 +128,22 @@ class RecipeState(LongRun):
             self.recipe = changed
             return ""
 
+    def edit_transforms(self, text: str) -> str:
+        """Set the transforms before rounding, parted by ``;``; returns one sentence where they cannot be used."""
+        from workbench.methods.recipes import check_methods
+
+        with self.lock:
+            words = tuple(part.strip() for part in text.split(";") if part.strip())
+            if words == self.recipe.transforms:
+                return ""
+            try:
+                changed = replace(self.recipe, transforms=words, name="")
+                check_methods(changed)
+            except WorkbenchError as error:
+                return str(error)
+            self.recipe = changed
+            return ""
+
     def add(self, pattern: str, **settings: Any) -> None:
         """Add an entry at the end, where it overrides all before it; one for this very pattern gives way to it."""
         from workbench.quantization.recipe import Entry
