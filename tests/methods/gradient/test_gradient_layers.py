@@ -180,7 +180,7 @@ def test_fisher_spends_its_effort_where_gradients_are_large():
     task = task_of(statistics=known, granularity="tensor", bits=3)
     errors = []
     for loss in ("fisher", "mse"):
-        method = quick("nupes", variable="sigmoid", freedom="updown", loss=loss, scale_rate=0.2)
+        method = quick("autoround", loss=loss, batch="gram", scale_rate=1.0)
         gap = (task.weight - method.quantize_layer(task).quantized.dequantize())[:4].astype(np.float64)
         errors.append(float(np.einsum("ri,ij,rj->", gap, known.gram[0], gap)))
     assert errors[0] < errors[1]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workbench.methods.gradient.fused import FusedStep
 from workbench.methods.gradient.objectives import Objective
 from workbench.methods.gradient.optimizers import Optimizer
 from workbench.methods.gradient.variables import Snapshot, SoftWeight
@@ -94,28 +95,33 @@ def _learn(
     layers: Sequence[SoftWeight], objective: Objective, schedule: Schedule, recorder: Recorder, first: float
 ) -> Learned:
     unit = sum(layer.weight.numel() for layer in layers) / first
-    optimizer = _optimizer(layers, schedule)
+    fused = [FusedStep(layer) if FusedStep.fits(layer, schedule.optimizer) else None for layer in layers]
+    optimizer = _optimizer(layers, fused, schedule)
     best, least = None, first
     checks = {math.ceil(schedule.steps * (number + 1) / schedule.checks) for number in range(schedule.checks)}
     for step in range(schedule.steps):
         progress = step / schedule.steps
-        weights = [layer.soft(progress) for layer in layers]
+        weights = [(quick or layer).soft(progress) for quick, layer in zip(fused, layers, strict=True)]
         loss, gradients, at_biases = objective.step(weights, [layer.bias for layer in layers])
         sharpness = schedule.sharpness(progress)
-        for layer, gradient, at_bias in zip(layers, gradients, at_biases, strict=True):
-            if sharpness is None:
-                layer.pull(gradient * unit)
+        regularizer = 0.0 if sharpness is None else schedule.regularizer
+        rate = schedule.rates["codes"] * (1.0 - progress if schedule.decay else 1.0)
+        for layer, quick, gradient, at_bias in zip(layers, fused, gradients, at_biases, strict=True):
+            if quick is not None:
+                quick.step(gradient, unit, regularizer=regularizer, sharpness=sharpness or 2.0, rate=rate)
             else:
-                layer.pull(gradient * unit, schedule.regularizer, sharpness)
+                layer.pull(gradient * unit, regularizer, sharpness or 2.0)
             if at_bias is not None:
                 layer.gradients["bias"] = at_bias * unit
         pulled: dict[str, list[torch.Tensor]] = {}
-        for layer in layers:
+        for layer, quick in zip(layers, fused, strict=True):
             for name in layer.parameters():
-                pulled.setdefault(name, []).append(layer.gradients[name])
-        optimizer.step(pulled, progress)
-        for layer in layers:
-            layer.keep_in_bounds()
+                if quick is None or name != "codes":
+                    pulled.setdefault(name, []).append(layer.gradients[name])
+        if optimizer is not None:
+            optimizer.step(pulled, progress)
+        for layer, quick in zip(layers, fused, strict=True):
+            layer.keep_in_bounds(codes=quick is None)
         if step + 1 in checks:
             found = [layer.snapshot() for layer in layers]
             value = _value(layers, found, objective)
@@ -132,12 +138,15 @@ def _value(layers: Sequence[SoftWeight], found: Sequence[Snapshot], objective: O
     return objective.value(weights, [each.bias for each in found])
 
 
-def _optimizer(layers: Sequence[SoftWeight], schedule: Schedule) -> Optimizer:
+def _optimizer(layers: Sequence[SoftWeight], fused: Sequence[FusedStep | None], schedule: Schedule) -> Optimizer | None:
+    """Return the optimizer of all that the compiled steps do not move themselves; None where nothing is left."""
     groups: dict[str, tuple[float, list[torch.Tensor]]] = {}
-    for layer in layers:
+    for layer, quick in zip(layers, fused, strict=True):
         for name, parameter in layer.parameters().items():
+            if quick is not None and name == "codes":
+                continue
             groups.setdefault(name, (schedule.rates[name], []))[1].append(parameter)
-    return Optimizer(schedule.optimizer, groups, decay=schedule.decay)
+    return Optimizer(schedule.optimizer, groups, decay=schedule.decay) if groups else None
 
 
 def _exponent(layers: Sequence[SoftWeight], found: Sequence[Snapshot] | None = None) -> dict[str, float]:

@@ -127,8 +127,8 @@ class SoftWeight(ABC):
         named = {"codes": self.codes, "scale": self.log_scale, "exponent": self.theta, "bias": self.bias}
         return {name: value for name, value in named.items() if value is not None}
 
-    def keep_in_bounds(self) -> None:
-        """Clamp the parameters after a step."""
+    def keep_in_bounds(self, *, codes: bool = True) -> None:
+        """Clamp the parameters after a step; ``codes`` says whether the codes are among them."""
         if self.log_scale is not None:
             self.log_scale.clamp_(math.log(SCALE_FACTORS[0]), math.log(SCALE_FACTORS[1]))
 
@@ -224,7 +224,8 @@ class Sigmoid(_Interpolated):
 class Free(_Interpolated):
     """A latent code that may walk over the whole grid; the soft code sharpens as the temperature rises."""
 
-    def _temperature(self, progress: float) -> float:
+    def temperature(self, progress: float) -> float:
+        """Return the temperature after a finished share of the steps."""
         first, last = self.temperatures
         return first * (last / first) ** progress
 
@@ -232,7 +233,7 @@ class Free(_Interpolated):
         import torch
 
         share = (self.fraction - SHIFT) / STRETCH
-        within = 0.5 + torch.log(share / (1.0 - share)) / self._temperature(0.0)
+        within = 0.5 + torch.log(share / (1.0 - share)) / self.temperature(0.0)
         return self.lower + within.clamp(0.0, 1.0)
 
     def soft(self, progress: float) -> torch.Tensor:
@@ -240,7 +241,7 @@ class Free(_Interpolated):
         import torch
 
         self._refresh()
-        self._sharp = self._temperature(progress)
+        self._sharp = self.temperature(progress)
         lower = self.codes.floor().clamp_(0, self.axis.count - 2)
         self._probability = torch.sigmoid(self._sharp * (self.codes - lower - 0.5))
         return self._mix(lower.long(), STRETCH * self._probability + SHIFT)
@@ -250,9 +251,11 @@ class Free(_Interpolated):
         slope = (STRETCH * self._sharp) * self._probability * (1.0 - self._probability)
         self._pull(gradient, slope, regularizer, sharpness)
 
-    def keep_in_bounds(self) -> None:
+    def keep_in_bounds(self, *, codes: bool = True) -> None:
         """See ``SoftWeight``."""
-        super().keep_in_bounds()
+        super().keep_in_bounds(codes=codes)
+        if not codes:
+            return
         if self.freedom.whole_range:
             self.codes.clamp_(0.0, self.axis.count - 1.0)
         else:
@@ -311,9 +314,9 @@ class Offset(_StraightThrough):
         self.gradients["codes"] = gradient * self.scale * gap
         self._pull_rest(gradient, self.weight)
 
-    def keep_in_bounds(self) -> None:
+    def keep_in_bounds(self, *, codes: bool = True) -> None:
         """See ``SoftWeight``."""
-        super().keep_in_bounds()
+        super().keep_in_bounds(codes=codes)
         half = self.axis.count - 1.0 if self.freedom.whole_range else 0.5
         self.codes.clamp_(-half, half)
 
@@ -361,9 +364,9 @@ class Divide(_StraightThrough):
         """See ``SoftWeight``."""
         return {**super().parameters(), "row": self.row}
 
-    def keep_in_bounds(self) -> None:
+    def keep_in_bounds(self, *, codes: bool = True) -> None:
         """See ``SoftWeight``: divisors stay within the factors that scales keep."""
-        super().keep_in_bounds()
+        super().keep_in_bounds(codes=codes)
         low, high = math.log(SCALE_FACTORS[0]), math.log(SCALE_FACTORS[1])
         self.codes.clamp_(low, high)
         self.row.clamp_(low, high)
