@@ -110,7 +110,7 @@ def test_gradients_of_soft_codes_and_scales_by_finite_differences(variable, grid
 
     for name, parameter in soft.parameters().items():
         flat = parameter.view(-1)
-        checked = range(0, flat.numel(), max(1, flat.numel() // 8))
+        checked = range(0, flat.numel(), max(1, flat.numel() // 4))
         for at in checked:
             if name == "codes" and not bool(soft.inside.reshape(-1)[at]) and variable == "sigmoid":
                 continue

@@ -71,6 +71,9 @@ def learn(
     The loss is divided by the start's, for each weight, so that learning rates and the regularizer mean the same for
     every layer, whatever the units of its outputs (derived; BRECQ's factor of 0.01 is absolute).
 
+    The curve's ``loss`` is the start's at step 0, that of the soft weights (of the step's mini-batch) in between, and the
+    best hard solution's at the end; ``hard`` is the best hard solution's so far, and ``exponent`` the first layer's.
+
     Args:
         layers: soft weights.
         starts: the start's hard weights, to be compared with.
