@@ -18,11 +18,13 @@ from workbench.grids import parse_grid
 from workbench.methods.layer import quantize_layer
 from workbench.methods.method import METHODS, Method, Outcome, all_methods
 from workbench.methods.run import Recorder
+from workbench.panels import Session
 from workbench.panels.long_run import duration
 from workbench.panels.methods_panel import MethodsPanel
 from workbench.panels.methods_state import ROWS, MethodsState, grid_for
 from workbench.panels.methods_table import short_grid, table_lines
 from workbench.panels.sortable_table import Cell
+from workbench.resources import demo_path
 
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -285,3 +287,35 @@ def test_cells_for_people_and_their_sorting_keys():
     assert Cell("–", float("nan")).plain()[1] is None
     assert duration(0.4) == "0.4 s"
     assert duration(float("inf")) == "?"
+
+
+def test_a_convolution_runs_on_the_digits_it_was_made_for_and_its_code_gives_the_same():
+    session = Session(demo_path("tiny-resnet"), sweep=False)
+    try:
+        assert session.wait(120)
+        session.select(next(name for name, layer in session.model.layers.items() if layer.kind == "conv"))
+        panel = MethodsPanel(session)
+        run(panel, "rtn", "gptq")
+        outcomes = {each.method: each for each in panel.state.results.values()}
+        assert all(not each.origin and not each.error for each in outcomes.values())
+        assert outcomes["gptq"].output_error < outcomes["rtn"].output_error
+        namespace = {}
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(panel.code(), namespace)
+        for (_, method), result in namespace["results"].items():
+            assert result.error == outcomes[method].output_error
+        panel.close()
+    finally:
+        session.close()
+
+
+def test_embeddings_run_on_gaussian_inputs_and_norms_are_refused_in_one_sentence(panel, session):
+    session.select("model.embed_tokens")
+    run(panel, "rtn")
+    (outcome,) = panel.state.results.values()
+    assert outcome.origin
+    session.select("model.norm")
+    run(panel, "rtn")
+    assert panel.state.status == "failed"
+    assert "qwb-error" in panel.run_bar.text.value
+    assert len(panel.state.results) == 1

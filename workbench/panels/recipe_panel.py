@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 #: Heading, meaning, what an empty cell means, width, and what it means in the first row.
 COLUMNS = (
-    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 16, "*"],
+    ["layers", "Shell pattern of layer names; later rows override earlier ones", "*", 14, "*"],
     [
         "weight grid",
         "Levels of the weights, or float to leave the layers as they are",
         "as above",
-        17,
+        14,
         "uniform:bits=8",
     ],
     ["granularity", "What shares a scale: tensor, channel or group:128", "as above", 11, "channel"],

@@ -220,7 +220,7 @@ class RecipeState(LongRun):
                 self.complain("open a model first: a recipe quantizes a model")
                 return
             try:
-                self.recipe.check_patterns(model.layers)
+                self.recipe.check_patterns({*model.layers, *model.fused, *model.tied})
             except WorkbenchError as error:
                 self.complain(error)
                 return

@@ -11,6 +11,7 @@ const STYLE = `
 .wbr input::placeholder{color:var(--jp-ui-font-color2,#6e7781);opacity:1;font-style:italic}
 .wbr input:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:-1px}
 .wbr input[aria-invalid=true]{border:2px solid var(--jp-error-color0,#b3261e)}
+.wbr thead th:first-child,.wbr thead .wbr-facts{width:1%}
 .wbr .wbr-facts{font-variant-numeric:tabular-nums;padding-left:8px}
 .wbr .wbr-warn{color:var(--jp-warn-color0,#b25000)}
 .wbr button{font:inherit;min-width:26px;height:26px;padding:0 6px;margin:0 1px;color:inherit;background:var(--jp-layout-color2,#f3f4f6);border:1px solid var(--jp-border-color2,#bbb);border-radius:3px;cursor:pointer}
