@@ -167,6 +167,17 @@ def test_the_session_s_own_cancel_stops_it_too(panel, session, slow):
     assert panel.state.status == "stopped"
 
 
+def test_opening_another_model_ends_the_run_and_leaves_nothing_of_it(panel, session, checkpoint, slow):
+    panel.state.methods = ("rtn", slow)
+    panel.run_bar.run.click()
+    assert _started.wait(60)
+    session.open(checkpoint)
+    assert session.wait(60)
+    assert panel.state.status == "idle"
+    assert panel.state.results == {}
+    assert panel.run_bar.halt.disabled
+
+
 def test_a_pattern_runs_on_every_layer_it_names(panel):
     panel.pattern.value = "*.mlp.up_proj"
     run(panel, "rtn")

@@ -280,3 +280,35 @@ def test_transforms_are_checked_and_belong_to_the_recipe(panel):
     assert panel.error_text == ""
     panel.preset.value = "w8a8-smoothquant"
     assert "smoothquant" in panel.transforms.value
+
+
+def test_calibrated_methods_give_the_function_s_numbers_and_their_code_too(resnet):
+    state = RecipeState.of(resnet.session)
+    edit(resnet, 0, "method", "gptq")
+    state.samples, state.seed = 8, 3
+    resnet.run_bar.run.click()
+    assert resnet.wait(240)
+    assert state.status == "done", state.doing
+    assert "outputs on" in resnet.layers.caption
+    namespace = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(resnet.code(), namespace)
+    assert {name: each.error for name, each in namespace["quantized"].layers.items()} == {
+        name: each.error for name, each in state.results.items()
+    }
+
+
+def test_a_run_with_a_folder_goes_on_from_its_finished_layers(resnet, tmp_path):
+    state = RecipeState.of(resnet.session)
+    resnet.preset.value = "w4-rtn-clip"
+    resnet.output.value = str(tmp_path / "out")
+    assert f"output={state.output!r}" in resnet.code()
+    resnet.run_bar.run.click()
+    assert resnet.wait(240)
+    assert state.status == "done", state.doing
+    assert list((tmp_path / "out").glob("*.safetensors"))
+    before = {name: each.error for name, each in state.results.items()}
+    resnet.run_bar.run.click()
+    assert resnet.wait(240)
+    assert {name: each.error for name, each in state.results.items()} == before
+    resnet.output.value = ""

@@ -122,7 +122,8 @@ class LongRun(traitlets.HasTraits):
             line = work(job)
         except Cancelled:
             with self.lock:
-                if not self.session.worker.has(self.kind):  # else a later run of the kind has the word
+                # Not where a later run of the kind has the word, or where another model was opened.
+                if self.running and not self.session.worker.has(self.kind):
                     self._tell("stopped", self.fraction, self._stopped_line())
             raise
         except Exception as error:

@@ -43,7 +43,7 @@ class MethodsPanel(FigurePanel):
             state.grids,
         )  # fmt: skip
         self.pattern = _text("Layers", state.pattern, "the present layer, or e.g. *.mlp.*", "230px")
-        self.steps = _number("Steps", state.steps, 1_000_000, "of each method that learns; 0: its own")
+        self.steps = _number("Steps (0: own)", state.steps, 1_000_000, "of each method that learns; 0: its own")
         self.seed = _number("Seed", state.seed, 2**31 - 1, "of every random choice")
         self._controls = {"grids": self.grids, "pattern": self.pattern, "steps": self.steps, "seed": self.seed}
         for name, control in self._controls.items():
@@ -359,5 +359,5 @@ def _number(label: str, value: int, most: int, tooltip: str) -> widgets.BoundedI
         description=label,
         tooltip=tooltip,
         style={"description_width": "initial"},
-        layout={"width": "130px", "margin": "0 8px 0 0"},
+        layout={"width": f"{70 + 8 * len(label)}px", "margin": "0 8px 0 0"},
     )

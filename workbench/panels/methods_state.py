@@ -194,7 +194,8 @@ class MethodsState(LongRun):
 
     def _inputs(self, job: Job, model: Any, layer: Any, at: float) -> tuple[LayerStatistics, Any]:
         """Return the layer's real inputs boiled down, or Gaussian ones; ``origin`` says which and why."""
-        found, self.origin = _inputs_of(model, layer, lambda _done, label="": self.tell(job, at, label))
+        reading = f"reading the inputs of {layer.name}"
+        found, self.origin = _inputs_of(model, layer, lambda _done, label="": self.tell(job, at, label or reading))
         return _statistics(layer, found), found.bias
 
     def _grow(self, key: tuple[str, str], step: int, loss: float) -> None:
