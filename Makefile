@@ -33,6 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "compiling the kernels (once; numba keeps them on disk)"
 	@$(VENV)/bin/python -c "from workbench.kernels.warm import warm_up; warm_up()"
 	@$(VENV)/bin/python -c "from workbench.integer.warm import warm_up; warm_up()"
+	@$(VENV)/bin/python -c "from workbench.methods.warm import warm_up; warm_up()"
 	@touch $(READY)
 
 setup: $(READY)
@@ -51,6 +52,8 @@ benchmarks: $(READY)
 	$(VENV)/bin/python benchmarks/integer_gemm.py
 	$(VENV)/bin/python benchmarks/lut_gemm.py
 	$(VENV)/bin/python benchmarks/integer_models.py
+	$(VENV)/bin/python benchmarks/methods_speed.py
+	$(VENV)/bin/python benchmarks/methods.py
 
 screenshots: $(READY)
 	$(VENV)/bin/python docs/make_screenshots.py

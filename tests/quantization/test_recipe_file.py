@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_recipe import entries, transforms
 
@@ -19,6 +19,7 @@ def test_presets_survive_a_yaml_file(name, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+@example([Entry()], (), "\x85")
 @given(st.lists(entries, min_size=1, max_size=3), transforms, st.text(max_size=12))
 def test_every_recipe_survives_yaml(listed, changes, name):
     recipe = Recipe(tuple(listed), transforms=tuple(changes), name=name)

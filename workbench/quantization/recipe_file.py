@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -65,7 +66,11 @@ def recipe_text(recipe: Recipe) -> str:
     values = recipe.to_dict()
     if not values["name"]:
         del values["name"]
-    return _HEAD + yaml.safe_dump(values, sort_keys=False, default_flow_style=False, allow_unicode=True, width=1 << 16)
+    # Letters of any script stand as they are; a control character or a foreign line break in a name is escaped.
+    printable = json.dumps(values, ensure_ascii=False).isprintable()
+    return _HEAD + yaml.safe_dump(
+        values, sort_keys=False, default_flow_style=False, allow_unicode=printable, width=1 << 16
+    )
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> Path:
