@@ -10,7 +10,8 @@ Subjects: tiny-gemma3 (perplexity on every eighth held-out module, windows of 25
 same windows), all-MiniLM-L6-v2 (rank correlation with the float encoder over pairs of sentences), tiny-resnet (accuracy on
 the 450 held-out digits). Every method gets the same calibration samples (training-side text or digits) and, where it
 learns by steps, the same number of them. A seed chooses samples and drives the method; data-free methods have no use for
-one and run once. Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep
+one and run once. Rows W4 and W3 by channel and those of the ResNet are measured with every seed, the others with the first
+one; ``--full`` gives all to all. Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep
 8 bits. Learned grids: uniform narrow (2^bits - 1 levels), the power grid of as many levels for PowerQuant and NUPES. At 2
 bits those would have three levels, so everybody gets the four of ``uniform:bits=2,range=asymmetric``, where NUPES has no
 exponent to learn and PowerQuant none to search (it keeps its three). HQQ always has the asymmetric grid that it fits.
@@ -95,8 +96,14 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
 LEFT_OUT = {("resnet", "awq")}
 
 #: Seconds of a cell before any of its kind was measured: a guess for two quiet cores, per optimiser step for learners.
-GUESS = {"gemma": 4.0, "minilm": 6.0, "resnet": 2.0}
-GUESS_STEP = {"gemma": 0.15, "minilm": 0.3, "resnet": 0.05}
+GUESS = {"gemma": 6.0, "minilm": 10.0, "resnet": 2.0}
+GUESS_STEP = {"gemma": 0.12, "minilm": 0.3, "resnet": 0.03}
+#: A step of a whole block costs more than a step of each of its layers through their Gram matrices, by about so much.
+BLOCK_FACTOR = 3.0
+BLOCKWISE = {"brecq", "autoround"}
+
+#: Rows that are measured with every seed; the others with the first one, unless ``--full``.
+SEEDED = {"W4 channel", "W3 channel", "W4A4", "W3A3", "W2A4"}
 
 
 @dataclass(frozen=True)
@@ -164,8 +171,13 @@ class Bench:
             self._measures[word] = found
         return self._measures[word]
 
-    def cells(self, seeds: Sequence[int]) -> Iterator[Cell]:
-        """Return all runs: first everything with the first seed, so that a run that is stopped has whole tables."""
+    def cells(self, seeds: Sequence[int], *, full: bool = True) -> Iterator[Cell]:
+        """Return all runs: first everything with the first seed, so that a run that is stopped has whole tables.
+
+        Args:
+            seeds: in their order.
+            full: whether every row gets all seeds, or only those that ``SEEDED`` names.
+        """
         for number_of_seed, seed in enumerate(seeds):
             for word in self.subjects:
                 if number_of_seed == 0:
@@ -173,7 +185,8 @@ class Bench:
                 for setting in SETTINGS[word]:
                     for method in self.methods:
                         seeded = METHODS[method][1]
-                        if (word, method) in LEFT_OUT or (number_of_seed and not seeded):
+                        more = seeded and (full or setting.word in SEEDED)
+                        if (word, method) in LEFT_OUT or (number_of_seed and not more):
                             continue
                         yield Cell(word, setting, method, seed if seeded else None)
 
@@ -257,7 +270,7 @@ def estimate(cells: Sequence[Cell], stored: Mapping[str, Mapping[str, Any]], ste
             continue
         guess = GUESS[cell.subject]
         if "steps" in METHODS.get(cell.method, ("", False))[0]:
-            guess += steps * GUESS_STEP[cell.subject]
+            guess += steps * GUESS_STEP[cell.subject] * (BLOCK_FACTOR if cell.method in BLOCKWISE else 1.0)
         total += statistics.fmean(known.get((cell.subject, cell.method), [guess]))
     return total
 
@@ -319,6 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--only", nargs="+", default=[], metavar="WORD", help="words that a cell's key must hold, e.g. gemma W3 nupes"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--full", action="store_true", help="all seeds for every row, not for the first ones only")
     parser.add_argument("--steps", type=int, default=100, help="optimiser steps of every learner")
     parser.add_argument("--minutes", type=float, help="start no new cell after so many")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -334,7 +348,9 @@ def main(arguments: list[str] | None = None) -> None:
         bench = Bench(steps=4, samples=8, length=48, part=24, limit=800, pairs=20, rows=128)
         asked.seeds, asked.only = asked.seeds[:1], asked.only or ["gemma", "resnet", "W4 channel", "W4A4"]
     cells = Cells(asked.output or RESULTS / f"methods{'_quick' if asked.quick else ''}.json", bench.settings)
-    wanted = [cell for cell in bench.cells(asked.seeds) if cell.method == "float" or _asked(cell, asked.only)]
+    wanted = [
+        cell for cell in bench.cells(asked.seeds, full=asked.full) if cell.method == "float" or _asked(cell, asked.only)
+    ]
     if not asked.report:
         seconds = estimate(wanted, cells.found, bench.steps)
         missing = sum(cell.key not in cells.found for cell in wanted)

@@ -139,6 +139,7 @@ def gptqmodel_model(job: dict[str, Any]) -> tuple[dict[str, Any], float]:
     """Quantize a whole model with GPTQModel."""
     import torch
     from gptqmodel import GPTQModel
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
     config = _gptqmodel_config(job)
     config.device = "cpu"
@@ -150,6 +151,8 @@ def gptqmodel_model(job: dict[str, Any]) -> tuple[dict[str, Any], float]:
     state = dict(load_model(job).state_dict())
     for name, module in found.model.named_modules():
         if hasattr(module, "dequantize_weight"):
+            if module.qzero_format() == 1:  # files of this format hold zero points less one
+                convert_gptq_v1_to_v2_format_module(module, bits=module.bits, pack_dtype=module.pack_dtype)
             state[f"{name}.weight"] = module.dequantize_weight().T
     return state, seconds
 

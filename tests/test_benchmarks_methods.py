@@ -1,5 +1,7 @@
 """The benchmarks on methods run, at tiny sizes: cells survive, orders are judged rightly, yardsticks follow the formulas."""
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
