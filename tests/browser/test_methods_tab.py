@@ -141,6 +141,10 @@ def test_a_cell_is_checked_on_entry(page):
     expect(page.get_by_text("uniform:bits=5 · channel · absmax · rtn").first).to_be_visible()
     expect(alert).to_be_hidden()
     expect(cell).to_be_focused()
+    cell = page.get_by_label("granularity of row 1")
+    cell.fill("CHANNEL ")  # read as what it says already
+    cell.press("Enter")
+    expect(cell).to_have_value("channel")
 
 
 def test_rows_are_added_moved_and_removed(page):

@@ -148,11 +148,11 @@ function render({ model, el }) {
     mark();
   }
   function rebuild() { fields = []; build(); fill(); mark(); }
-  model.on("change:rows", draw);
+  model.on("change:rows change:answered", draw);
   model.on("change:refused", mark);
   model.on("change:columns change:suggestions change:caption change:facts_name", rebuild);
   rebuild();
-  return () => { model.off("change:rows", draw); model.off("change:refused", mark); model.off("change:columns change:suggestions change:caption change:facts_name", rebuild); };
+  return () => { model.off("change:rows change:answered", draw); model.off("change:refused", mark); model.off("change:columns change:suggestions change:caption change:facts_name", rebuild); };
 }
 
 export default { render };

@@ -26,6 +26,8 @@ class RecipeTable(anywidget.AnyWidget):
     rows = traitlets.List(default_value=[]).tag(sync=True)
     """``[[text of each column], facts, tone]`` of each row; the facts are shown behind it and cannot be edited."""
     facts_name = traitlets.Unicode("").tag(sync=True)
+    answered = traitlets.Int(0).tag(sync=True)
+    """Counts the answers: the page shows the rows again also where an edit has left them as they were."""
     asked = traitlets.Dict(default_value={}).tag(sync=True)
     refused = traitlets.Dict(default_value={}).tag(sync=True)
     """The last refusal: ``row``, ``column``, ``sentence``, ``count``; the cell shows its old value and is marked."""
@@ -40,6 +42,7 @@ class RecipeTable(anywidget.AnyWidget):
         with self.hold_sync():
             self.rows = [list(row) for row in rows]
             self.refused = {}
+            self.answered += 1
 
     def refuse(self, row: int, column: int, sentence: str) -> None:
         """Put the old value back into a cell, and mark it with the reason."""
