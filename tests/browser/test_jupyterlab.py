@@ -210,7 +210,7 @@ def test_the_code_button_gives_python_that_gives_the_same_number(bench, layers):
 
 
 def test_every_panel_has_a_code_button_whose_python_compiles(bench):
-    for title in ("Layers", "Weights", "Outliers", "Grid", "Error", "Integer"):
+    for title in ("Layers", "Weights", "Outliers", "Grid", "Error", "Integer", "Methods", "Recipe", "Evaluate"):
         panel = bench.panel(title)
         button = panel.get_by_role("button", name="Code", exact=True).first
         button.scroll_into_view_if_needed()
