@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "browser"))  # the harness is a helper of the tests, not a package
@@ -26,7 +26,7 @@ from live_driver import LivePanel  # noqa: E402
 
 LARGEST = 300_000  # bytes a picture may take in the repository
 LAYER = "model.layers.0.mlp.down_proj"
-TABS = ("Weights", "Outliers", "Error", "Integer")
+TABS = ("Weights", "Outliers", "Error", "Integer", "Methods", "Recipe")
 
 
 @contextmanager
@@ -60,6 +60,17 @@ def settle(lab: LabPage, live: LivePanel) -> None:
     lab.page.wait_for_timeout(800)
 
 
+def run_methods(page: Page) -> None:
+    """Run methods of each kind on the layer, and wait for their results."""
+    for name in ("GPTQ", "AdaRound", "NUPES"):
+        page.get_by_role("checkbox", name=name, exact=True).check()
+    steps = page.get_by_role("spinbutton", name="Steps")
+    steps.fill("100")
+    steps.press("Enter")
+    page.get_by_role("button", name="Run methods").click()
+    page.get_by_text("5 results in").wait_for(timeout=120_000)
+
+
 def take_pictures(work: Path) -> list[Path]:
     """Take every picture at full size; return the files."""
     whole = ".qwb-panel"
@@ -75,6 +86,8 @@ def take_pictures(work: Path) -> list[Path]:
             page.get_by_role("tab", name=tab, exact=True).click()
             if tab == "Integer":
                 page.wait_for_selector("table.qwb-two td", timeout=120_000)  # the model has run once by then
+            if tab == "Methods":
+                run_methods(page)
             settle(lab, live)
             taken.append(lab.screenshot(f"{tab.lower()}-panel", ".qwb-tabs"))
         page.get_by_role("tab", name=TABS[0], exact=True).click()

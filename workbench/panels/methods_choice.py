@@ -126,7 +126,7 @@ def group_of(method: Method) -> str:
     """Return which group a method belongs to."""
     if not method.needs:
         return "Data-free"
-    return "Learned" if method.steps_planned > 0 else "With inputs"
+    return "Learned" if hasattr(method, "steps") else "With inputs"  # a budget of steps is what gradient methods have
 
 
 def _box(title: str, summary: str) -> widgets.Checkbox:
