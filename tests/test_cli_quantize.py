@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from workbench.checkpoints import open_model
 from workbench.cli import INTERRUPTED, USER_ERROR, main
 from workbench.methods.model_result import QuantizedModel
+from workbench.methods.runner import quantize_model
 from workbench.quantization.recipe import PRESETS, Entry, Recipe
 from workbench.quantization.recipe_file import parse_recipe
+from workbench.shell.quantize import layers_table, stopped
 
 
 def run(capsys, *arguments):
@@ -85,7 +89,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
         patched.setattr(quantize, "progress_bar", Bar)
         code, _, err = run(capsys, *line)
     assert code == INTERRUPTED
-    assert "the same command goes on" in err
+    assert err.endswith("the same command goes on from there.\n")
     assert list((output / "partial").glob("layer-*"))
     assert not (output / "config.json").exists()
     code, _, _ = run(capsys, *line)
@@ -101,8 +105,12 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, capsys, monkeypatch):
         (("demo:tiny-resnet", "--recipe", "w4-rtm-clip"), "did you mean w4-rtn-clip"),
         (("demo:tiny-resnet", "--recipe", "w4-rtn-clip", "--texts", "no.txt"), "are for language models"),
         (("demo:tiny-gemma3", "--recipe", "w4-rtn-clip", "--texts", "no.txt"), "cannot be read"),
-        (("demo:tiny-gemma3", "--recipe", "w4-gptq-g128", "--samples", "0"), "at least 1"),
-        (("demo:tiny-resnet", "--recipe", "w4-rtn-clip", "--device", "abacus"), "torch cannot use the device"),
+        (
+            ("demo:tiny-gemma3", "--recipe", "w4-gptq-g128", "--samples", "0"),
+            "--samples is a whole number of at least 1, not 0",
+        ),
+        (("demo:tiny-resnet", "--recipe", "w4-rtn-clip", "--seed", "-1"), "--seed is a whole number of at least 0"),
+        (("demo:tiny-resnet", "--recipe", "w4-rtn-clip", "--device", "abacus"), "(there is no such device)"),
         (("demo:tiny-nothing", "--recipe", "w4-rtn-clip"), "tiny-nothing"),
     ],
 )
@@ -121,6 +129,46 @@ def test_another_recipe_is_refused(tmp_path, capsys):
     code, _, err = run(capsys, *line, "w8a8")
     assert code == USER_ERROR
     assert "already holds a model of another recipe" in err
+
+
+def test_files_of_somebody_are_not_written_over(tmp_path, capsys):
+    own = PRESETS["w4-rtn-clip"].save(tmp_path / "recipe.yaml")
+    own.write_text("# mine\n" + own.read_text())
+    code, _, err = run(capsys, "quantize", "demo:tiny-resnet", "--recipe", own, "--output", tmp_path)
+    assert code == USER_ERROR
+    assert "holds other files already (recipe.yaml)" in err
+    assert own.read_text().startswith("# mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_what_ctrl_c_says_is_true(tmp_path):
+    assert "before a layer was finished" in stopped(tmp_path / "nothing")
+    (tmp_path / "partial").mkdir()
+    assert "before a layer was finished" in stopped(tmp_path)
+    (tmp_path / "partial" / "layer-1.safetensors").touch()
+    assert "finished layers are kept" in stopped(tmp_path)
+    (tmp_path / "config.json").touch()
+    assert "is whole" in stopped(tmp_path)
+
+
+def test_the_table_fits_a_terminal_of_80_columns(tmp_path):
+    recipe = Recipe((Entry("*", weight="uniform:bits=4,range=asymmetric", granularity="group:32", method="hqq"),))
+    result = quantize_model("demo:tiny-resnet", recipe)
+
+    def lines(result):
+        console = Console(width=80, file=io.StringIO())
+        console.print(layers_table(result, "demo:tiny-resnet", tmp_path / "out"))
+        return console.file.getvalue().splitlines()
+
+    shown = lines(result)
+    text = "\n".join(shown)
+    assert "method hqq" in text
+    assert "blocks.1.depthwise" in text
+    assert "…" not in text
+    assert all(f"{report['row']['sqnr_db']:.2f}" in text for report in result.reports.values())
+    mixed = lines(quantize_model("demo:tiny-resnet", recipe.but("head", weight="uniform:bits=8", method="rtn")))
+    assert "…" not in "\n".join(mixed)
+    assert any(line.startswith("head") and "rtn" in line for line in mixed)
 
 
 def test_help_loads_nothing_heavy():

@@ -166,17 +166,24 @@ def quantize_source(
         typer.Option("--recipe", help="A YAML file, or a preset's name (see workbench recipe).", metavar="RECIPE"),
     ],
     output: Annotated[
-        Path, typer.Option("--output", help="Folder for the quantized model; the same line goes on after a stop.")
+        Path,
+        typer.Option(
+            "--output",
+            help="A new or empty folder for the quantized model; the same line goes on after a stop.",
+            metavar="FOLDER",
+        ),
     ],
     texts: Annotated[
         list[Path] | None,
         typer.Option(
-            "--texts", help="A text file to calibrate on (may be given several times); by default shipped text."
+            "--texts",
+            help="A text file to calibrate on (may be given several times); by default shipped text.",
+            metavar="FILE",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Calibration texts, or images.")] = None,
     length: Annotated[int | None, typer.Option("--length", help="Tokens of one calibration text.")] = None,
-    device: Annotated[str, typer.Option("--device", help="Where it runs: cpu, cuda, mps.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where it runs: cpu, cuda, mps.", metavar="DEVICE")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="The seed of every random choice.")] = 0,
     sequential: Annotated[
         bool,
@@ -191,6 +198,7 @@ def quantize_source(
     from workbench.shell import quantize
     from workbench.shell.show import make_console
 
+    measured = None
     with quantize.progress_bar() as advance:
         try:
             result = quantize.quantize_source(
@@ -205,15 +213,16 @@ def quantize_source(
                 sequential=sequential,
                 progress=advance,
             )
+            if measure:
+                measured = quantize.measure(result, source, advance)
         except KeyboardInterrupt:
-            typer.echo(f"Stopped; finished layers are kept in {output}: the same command goes on from there.", err=True)
+            typer.echo(quantize.stopped(output), err=True)
             raise typer.Exit(INTERRUPTED) from None
-        measured = quantize.measure(result, source, advance) if measure else None
     if as_json:
-        _write_json(quantize.summary(result, output, measured))
+        _write_json(quantize.summary(result, source, output, measured))
         return
     console = make_console()
-    console.print(quantize.layers_table(result, output))
+    console.print(quantize.layers_table(result, source, output))
     if measured is not None:
         console.print(quantize.measures_table(measured))
 

@@ -9,7 +9,8 @@ import pytest
 
 from workbench.calibration.statistics import LayerStatistics
 from workbench.errors import CheckpointError, QuantizationError
-from workbench.methods import LayerTask, all_methods, parse_method
+from workbench.methods import LayerTask, Run, all_methods, parse_method
+from workbench.methods.run import Trace
 from workbench.quantization import error, quantize
 
 
@@ -96,3 +97,14 @@ def test_moments_are_means_over_rows(inputs):
     np.testing.assert_allclose(found.mean[0], wide.mean(axis=0))
     assert found.inputs.shape == (1, 10, 40)
     assert (found.groups, found.depth, found.count) == (1, 40, 200)
+
+
+def test_a_curve_is_shown_in_a_line():
+    assert repr(Trace()) == "Trace(empty)"
+    found = Trace(steps=(0, 10, 20), loss=(1.0, 0.75, 0.5), more={"exponent": (1.0, 0.9, 0.8)})
+    assert repr(found) == "Trace(3 points, steps 0 to 20, loss 1 to 0.5; exponent)"
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(QuantizationError, match="a seed is a whole number of at least 0, not -1"):
+        Run(-1)

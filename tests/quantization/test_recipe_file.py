@@ -48,6 +48,7 @@ def test_a_hand_written_file_may_leave_most_things_out():
         ("entires: []", "line 1: a recipe has no setting 'entires', did you mean entries"),
         ("name: a\nname: b", "line 2: name is given twice"),
         ("name: [a]", "line 1: name is a text, not a list"),
+        ("name: a\nentries: []", "line 2: entries is empty; list at least one"),
         ("entries: 3", "line 1: entries is a list, not '3'"),
         ("entries:\n- layers: '*'\n  wieght: nf4", "line 3: an entry of a recipe has no setting 'wieght'.*weight"),
         ("entries:\n- weight: nf4", "line 2: each entry of a recipe names its layers"),

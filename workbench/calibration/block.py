@@ -49,6 +49,10 @@ class BlockInputs(Sequence[Arguments]):
     def __len__(self) -> int:
         return len(self._recorded.calls)
 
+    def __repr__(self) -> str:
+        passes = f"{len(self)} pass{'' if len(self) == 1 else 'es'}"
+        return f"BlockInputs({passes}{', gone by' if self.passed else ''})"
+
     @overload
     def __getitem__(self, index: int) -> Arguments: ...
     @overload
@@ -275,7 +279,7 @@ class StreamBlock:
         return None if value is None else value.detach().cpu().numpy().copy()
 
     def __repr__(self) -> str:
-        return f"StreamBlock({self.name!r}, {len(self.places)} layers, {len(self.inputs)} passes)"
+        return f"StreamBlock({self.name!r}, {len(self.places)} layers, {self.inputs!r})"
 
 
 def _mark(module: torch.nn.Module) -> str:

@@ -58,7 +58,9 @@ class Calibration:
 
     def __repr__(self) -> str:
         size = f", {self.tokens:,} tokens" if self.tokens else ""
-        return f"Calibration({self.samples:,} samples in {len(self.batches)} batches{size}: {self.description})"
+        samples = f"{self.samples:,} sample{'' if self.samples == 1 else 's'}"
+        batches = f"{len(self.batches)} batch{'' if len(self.batches) == 1 else 'es'}"
+        return f"Calibration({samples} in {batches}{size}: {self.description})"
 
     @staticmethod
     def from_texts(

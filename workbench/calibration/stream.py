@@ -115,6 +115,9 @@ class BlockStream:
         self._host, self._plan = self._find()
         self.masks = [_mask(batch) for batch in self.batches]
 
+    def __repr__(self) -> str:
+        return f"BlockStream({self.model.name!r}, {len(self.blocks)} blocks, {self.calibration!r})"
+
     def progress(self, fraction: float, label: str) -> None:
         """Tell the listener how far the walk is; it may raise ``Cancelled``."""
         self._fraction = fraction

@@ -263,6 +263,9 @@ class SavedLayers(Mapping[str, LayerResult]):
     def __len__(self) -> int:
         return len(self._reports)
 
+    def __repr__(self) -> str:
+        return f"SavedLayers({len(self)} layers of {self._model.name!r}, read when asked for)"
+
 
 def load_model(folder: str | os.PathLike[str]) -> QuantizedModel:
     """Read a model that ``save_model`` wrote; only headers and settings are read now.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.errors import QuantizationError
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -39,6 +41,15 @@ class Trace:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "Trace(empty)"
+        more = f"; {', '.join(self.more)}" if self.more else ""
+        return (
+            f"Trace({len(self)} points, steps {self.steps[0]} to {self.steps[-1]}, "
+            f"loss {self.loss[0]:.4g} to {self.loss[-1]:.4g}{more})"
+        )
+
     def to_frame(self) -> pd.DataFrame:
         """Return the curve as a table, one row per recorded step."""
         import pandas as pd
@@ -49,6 +60,9 @@ class Trace:
 @dataclass(frozen=True)
 class Run:
     """What a method is run with, beside its task.
+
+    Raises:
+        QuantizationError: a negative seed.
 
     Attributes:
         seed: of every random choice. Each layer draws from a generator of its own, so that the order does not matter.
@@ -61,6 +75,11 @@ class Run:
     device: str = "cpu"
     progress: Progress = lambda fraction, label: None
     on_step: StepListener = lambda name, step, steps, loss: None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            message = f"a seed is a whole number of at least 0, not {self.seed}"
+            raise QuantizationError(message)
 
     def numpy_generator(self, name: str) -> np.random.Generator:
         """Return the random generator of one layer or block."""

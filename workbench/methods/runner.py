@@ -71,7 +71,7 @@ def quantize_model(
         model: a ``Model``, what ``open_model`` takes, ``demo:NAME``, or a torch module.
         recipe: a ``Recipe``, a preset's name, or a mapping.
         calibration: the inputs; None takes the shipped ones (texts, or training digits) where some are needed.
-        output: folder for the finished model. Layers are kept there as they are finished: after a kill or ``Cancelled``
+        output: folder for the finished model, new or empty. Layers are kept there as they are finished: after a kill or ``Cancelled``
             the same call goes on where it was, with the same result bit for bit.
         device: where blocks and methods run.
         seed: of every random choice.
@@ -84,8 +84,8 @@ def quantize_model(
 
     Raises:
         RecipeError: an unknown word, or a pattern that matches no layer.
-        QuantizationError: nothing to quantize, a method that cannot use what the recipe gives it, or a folder that holds
-            another run; one sentence.
+        QuantizationError: nothing to quantize, a method that cannot use what the recipe gives it, a negative seed, or a
+            folder that holds another run or other files; one sentence.
         CheckpointError: the model cannot be opened, or cannot be run where inputs are needed.
         Cancelled: a listener stopped it; finished layers are kept in ``output``.
     """
@@ -168,7 +168,9 @@ def _check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        message = f"torch cannot use the device {device!r} here ({reason}); take cpu, or cuda where there is one"
+        # For an unknown word torch lists every accelerator that was ever built for it.
+        why = "there is no such device" if reason.startswith("Expected one of") else reason
+        message = f"torch cannot use the device {device!r} here ({why}); take cpu, or cuda where there is one"
         raise QuantizationError(message) from None
 
 
@@ -184,13 +186,17 @@ def default_calibration(model: Model, seed: int = 0) -> Calibration:
 
 
 def _finished(folder: Path, key: Mapping[str, Any]) -> QuantizedModel | None:
-    """Return the model that a folder holds if it is this run's; None for a folder without a model.
+    """Return the model that a folder holds if it is this run's; None for a new folder, an empty one, or a run begun.
 
     Raises:
-        QuantizationError: it holds another model.
+        QuantizationError: it holds another model, or files of somebody's.
     """
     begun = (folder / PARTIAL / RUN).is_file()
     if not (folder / "config.json").exists() and (begun or not any(folder.glob("*.safetensors"))):
+        others = sorted(path.name for path in folder.glob("[!.]*") if path.name != PARTIAL)
+        if others and not begun:  # a recipe.yaml or tokenizer.json of somebody's would be written over
+            message = f"{str(folder)!r} holds other files already ({others[0]}): choose a new or empty folder"
+            raise QuantizationError(message)
         return None
     try:
         found = QuantizedModel.load(folder)
@@ -223,7 +229,7 @@ class _Run:
         self.transforms = transforms
         self.correct = corrects_bias(recipe)
         self.device = device
-        self.seed = seed
+        self.seed = Run(seed).seed  # refuses a negative one before anything is read
         self.store: ProgressStore | None = None
         self.results: dict[str, Any] = {}
         self.changed: dict[str, np.ndarray] = {}

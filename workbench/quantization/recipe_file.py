@@ -152,6 +152,9 @@ def _recipe(node: Any, loader: Any, name: str) -> Recipe:
             raise RecipeError(message)
         settings: dict[str, Any] = {_FIELD.get(word, word): value for word, (value, _) in given.items()}
         entries.append(_made(partial(Entry, **settings), name, given, place))
+    if line and not entries:  # a file that leaves the word out gets the recipe's own default
+        message = f"{name}, line {line}: entries is empty; list at least one, e.g. - layers: '*'"
+        raise RecipeError(message)
     if "transforms" in values:
         nodes, place = values["transforms"]
         values["transforms"] = (tuple(_value(each, loader, name, "a transform", (str,)) for each in nodes), place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,12 +85,16 @@ def quantize_source(
     """Run ``quantize_model`` on what the command line says.
 
     Raises:
-        WorkbenchError: see ``quantize_model``.
+        WorkbenchError: a number out of its range; see also ``quantize_model``.
     """
     from workbench.checkpoints import open_model
     from workbench.methods.runner import needs_inputs, quantize_model
     from workbench.resources import resolve_source
 
+    for word, value, least in (("samples", samples, 1), ("length", length, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            message = f"--{word} is a whole number of at least {least}, not {value}"
+            raise WorkbenchError(message)
     model = open_model(resolve_source(source))
     try:
         calibration = None
@@ -141,23 +147,48 @@ def measure(result: QuantizedModel, source: str, progress: Callable[[float, str]
     return {"float": plain, "quantized": found}
 
 
-def layers_table(result: QuantizedModel, output: Path) -> Table:
-    """Return the table of the layers: method, grid, bits, error and gain over rounding to nearest."""
+def stopped(output: Path) -> str:
+    """Return what a person is told after Ctrl-C: what is kept, and how to go on."""
+    if (output / "config.json").is_file():
+        return f"Stopped; the quantized model in {output} is whole: the same command measures it."
+    if any(output.glob("partial/layer-*")):
+        return f"Stopped; finished layers are kept in {output}: the same command goes on from there."
+    return "Stopped before a layer was finished; the same command starts again."
+
+
+def layers_table(result: QuantizedModel, source: str, output: Path) -> Table:
+    """Return the table of the layers: method, grid, bits, error and gain over rounding to nearest.
+
+    What is the same for all layers is said once, above: names and numbers then fit into a terminal of 80 columns.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"{result.name} -> {output}"
-    for header in ("layer", "method", "grid", "scales", "inputs"):
-        table.add_column(header, no_wrap=True)
+    table.title = f"{source}, {result.recipe.name or 'own recipe'} -> {output}"
+    told = {
+        name: {
+            "method": report["row"]["method"],
+            "grid": _shortened(report["row"]["grid"]),
+            "scales": report["row"]["granularity"],
+            "inputs": report["activation"] or "float",
+        }
+        for name, report in result.reports.items()
+    }
+    kinds = {
+        word: dict.fromkeys(each[word] for each in told.values()) for word in ("method", "grid", "scales", "inputs")
+    }
+    shared = [f"{word} {next(iter(values))}" for word, values in kinds.items() if len(values) == 1]
+    if shared:
+        table.title += f"\nevery layer: {', '.join(shared)}"
+    columns = [word for word, values in kinds.items() if len(values) > 1]
+    table.add_column("layer", overflow="fold")
+    for header in columns:
+        table.add_column(header, overflow="fold")
     for header in ("bits", "SQNR dB", "over RTN dB", "seconds"):
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", no_wrap=True, min_width=len(header))
     for name, report in result.reports.items():
         row = report["row"]
-        grid = row["grid"] if len(row["grid"]) <= 44 else f"{row['grid'][:41]}..."
         table.add_row(
             name,
-            row["method"],
-            grid,
-            row["granularity"],
-            report["activation"] or "float",
+            *(told[name][word] for word in columns),
             f"{row['bits_per_weight']:.3f}",
             number(row["sqnr_db"], ".2f"),
             number(row["gain_db"], "+.2f"),
@@ -172,6 +203,12 @@ def layers_table(result: QuantizedModel, output: Path) -> Table:
     return table
 
 
+def _shortened(grid: str) -> str:
+    """Return a grid's text form for a table: learned levels are many, exponents have many digits."""
+    words = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found.group()):.4g}", grid)
+    return words if len(words) <= 44 else f"{words[:41]}..."
+
+
 def measures_table(measured: dict[str, Evaluation]) -> Table:
     """Return the table of metrics, the models side by side, each figure with its standard error."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -183,15 +220,21 @@ def measures_table(measured: dict[str, Evaluation]) -> Table:
         cells = []
         for each in measured.values():
             row = {row.metric: row for row in each.rows}.get(metric)
-            cells.append("–" if row is None else f"{row.value:.5g} ± {row.standard_error:.2g}")
+            if row is None:
+                cells.append("–")
+            else:
+                spread = f" ± {row.standard_error:.2g}" if math.isfinite(row.standard_error) else ""
+                cells.append(f"{row.value:.5g}{spread}")
         table.add_row(metric, *cells)
     return table
 
 
-def summary(result: QuantizedModel, output: Path, measured: dict[str, Evaluation] | None) -> dict[str, Any]:
+def summary(
+    result: QuantizedModel, source: str, output: Path, measured: dict[str, Evaluation] | None
+) -> dict[str, Any]:
     """Return everything as plain numbers."""
     return {
-        "model": result.source.name,
+        "source": source,
         "output": str(output),
         "recipe": result.recipe.to_dict(),
         "seed": result.seed,

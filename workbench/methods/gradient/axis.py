@@ -20,7 +20,7 @@ from workbench.quantization.quantize import QuantizedTensor
 if TYPE_CHECKING:
     import torch
 
-#: Bounds that a learned exponent keeps (methods.md 1.5; derived, the paper's own are not known).
+#: Bounds that a learned exponent keeps (derived; the paper's own are not known).
 EXPONENTS = (0.2, 1.5)
 
 
@@ -73,7 +73,7 @@ class CodeAxis:
         """Return the levels of an exponent, and their derivative with respect to ``theta``.
 
         The decoder's gradient, codes held fixed: d level / d a = -sign * v^(1/a) * ln v / a^2 with v = abs(q) / n, which
-        is bounded by 1 / (e * a) and 0 at v = 0 (methods.md 1.5; derived).
+        is bounded by 1 / (e * a) and 0 at v = 0 (derived).
         """
         import torch
 

@@ -71,7 +71,7 @@ class GradientMethod(Method):
         steps: of the optimizer; 0 returns the start.
         learning_rate: of the codes, above 0; None for a travel over the steps (``TRAVEL``; derived).
         scale_rate: learning rate of the logarithm of the scales, as a factor of the codes' (derived).
-        exponent_rate: the same of the exponent's parameter (derived; methods.md asks for 1/10 to 1/100).
+        exponent_rate: the same of the exponent's parameter (derived: a small part of what codes take).
         regularizer: factor of sum(1 - abs(2 h - 1)^beta), in units of the start's loss for each weight, so that it means
             the same for every layer (derived; BRECQ's 0.01 is absolute). ``sigmoid`` and ``free`` only.
         warmup: share of the steps without regularizer, in [0, 1].
