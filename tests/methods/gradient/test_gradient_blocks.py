@@ -188,3 +188,44 @@ def test_what_a_block_refuses():
     with pytest.raises(Cancelled):
         of_block("brecq", steps=100_000).quantize_block(coded, Run(on_step=stop))
     assert not coded.module.up._forward_pre_hooks  # also after it was stopped
+
+
+class Conv1D(torch.nn.Module):
+    """GPT-2's layer: a linear one whose weight is stored (inputs, outputs)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = torch.nn.Parameter(linear.weight.detach().T.contiguous())
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return x @ self.weight + (0.0 if self.bias is None else self.bias)
+
+
+@pytest.mark.parametrize("word", ["brecq", "autoround"])
+def test_layers_stored_transposed_learn_the_same_codes(word):
+    plain, turned = block_task(), block_task()
+    turned.module.up = Conv1D(turned.module.up)
+    turned.module.mlp["down"] = Conv1D(turned.module.mlp["down"])
+    expected = of_block(word, steps=20).quantize_block(plain)
+    found = of_block(word, steps=20).quantize_block(turned)
+    for name, result in expected.items():
+        assert found[name].error == pytest.approx(result.error, rel=1e-3)
+        np.testing.assert_allclose(found[name].trace.loss, result.trace.loss, rtol=1e-3)
+
+
+class Answer(dict):
+    """What transformers' models return: values by name."""
+
+
+def test_a_block_that_answers_by_name_is_learned_like_one_that_answers_in_a_tuple():
+    class Named(Block):
+        def forward(self, x, *, shift=None):
+            return Answer(last_hidden_state=super().forward(x, shift=shift)[0])
+
+    plain, named = block_task(), block_task()
+    module = Named().eval()
+    module.load_state_dict(named.module.state_dict())
+    expected = of_block("brecq", steps=10).quantize_block(plain)
+    found = of_block("brecq", steps=10).quantize_block(replace(named, module=module))
+    assert {name: each.error for name, each in found.items()} == {name: each.error for name, each in expected.items()}

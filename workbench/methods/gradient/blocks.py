@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.calibration.forwarding import output_of
 from workbench.errors import QuantizationError
 from workbench.methods.gradient.objectives import Objective, mixed_arguments, output_loss
 from workbench.methods.task import BlockTask
+from workbench.methods.transforms.layer_axes import is_turned
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +61,13 @@ class BlockObjective(Objective):
         self.weight_paths = [_path(task.places[name], "weight") for name in self.names]
         self.bias_paths = [_path(task.places[name], "bias") for name in self.names]
         self.own = dict(task.module.named_parameters())
+        # GPT-2's Conv1D holds (inputs, outputs), the task (outputs, inputs).
+        self.turned = {name for name in self.names if is_turned(_submodule(task, name))}
         for name, path in zip(self.names, self.weight_paths, strict=True):
             shape = task.layers[name].shape
-            if path not in self.own or tuple(self.own[path].shape) != shape:
-                found = tuple(self.own[path].shape) if path in self.own else "nothing"
+            held = tuple(self.own[path].shape) if path in self.own else None
+            if (held[::-1] if held and name in self.turned else held) != shape:
+                found = held or "nothing"
                 message = f"{name} has shape {shape}, and its block {task.name} holds {found} at {path!r}"
                 raise QuantizationError(message)
         self.importance_scale = 1.0
@@ -118,20 +123,27 @@ class BlockObjective(Objective):
         for name, path, bias_path, weight, bias in zip(
             self.names, self.weight_paths, self.bias_paths, weights, biases, strict=True
         ):
-            replaced[path] = weight.reshape(task.layers[name].shape)
+            shaped = weight.reshape(task.layers[name].shape)
+            replaced[path] = shaped.T if name in self.turned else shaped
             if bias is not None:
                 replaced[bias_path] = self.own[bias_path].detach() + bias
         given, floating = task.inputs[number], task.float_inputs[number]
         arguments = mixed_arguments(tuple(given[0]), tuple(floating[0]), share, self.generator)
         options = mixed_arguments(dict(given[1]), dict(floating[1]), share, self.generator)
-        output = torch.func.functional_call(task.module, replaced, arguments, options)
-        output = output[0] if isinstance(output, tuple | list) else output
+        output = output_of(torch.func.functional_call(task.module, replaced, arguments, options))
         target = task.targets[number].to(output.device)
         importance = None
         if self.loss == "fisher" and task.target_gradients is not None:
             importance = task.target_gradients[number].to(output.device).square() * self.importance_scale
         axis = 1 if output.ndim == 4 else -1
         return output_loss(output, target, self.loss, axis=axis, importance=importance)
+
+
+def _submodule(task: BlockTask, name: str) -> torch.nn.Module | None:
+    try:
+        return task.module.get_submodule(task.places[name])
+    except AttributeError:
+        return None  # refused with the weights' shapes
 
 
 def _path(place: str, name: str) -> str:
