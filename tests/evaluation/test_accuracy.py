@@ -86,3 +86,10 @@ def test_held_out_digits_are_none_of_those_that_are_calibrated_on():
     assert images.shape == (450, 1, 8, 8)
     assert sorted(set(labels.tolist())) == list(range(10))
     assert not {each.tobytes() for each in images} & {each.tobytes() for each in training_digits()}
+
+
+def test_logits_that_are_no_numbers_are_not_taken_for_class_0():
+    logits = np.zeros((6, 3))
+    logits[4, 2] = np.nan
+    with pytest.raises(WorkbenchError, match="NaN"):
+        accuracy(lambda part: logits[part], np.arange(6), np.zeros(6, dtype=int), batch=4)

@@ -112,3 +112,34 @@ def test_captured_inputs_are_taken_as_they_are():
     found = quantize_layer(model[name], InputHungry(), "uniform:bits=4", inputs=caught)
     expected = patches(caught.values, tuple(model[name].shape), caught.convolution)
     assert found.notes[0] == f"{expected.shape[1]} rows"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda rows: torch.from_numpy(rows).bfloat16(),
+        lambda rows: torch.from_numpy(rows).requires_grad_(),
+        lambda rows: rows.reshape(4, 8, 16),
+        lambda rows: rows.astype(np.float64).tolist(),
+    ],
+)
+def test_inputs_of_any_kind_are_rows(given):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-8, 8, (32, 16)).astype(np.float32)  # whole, so that bfloat16 holds them
+    weight = rng.standard_normal((8, 16)).astype(np.float32)
+    expected = quantize_layer(weight, "gptq", "uniform:bits=3", inputs=rows)
+    found = quantize_layer(weight, "gptq", "uniform:bits=3", inputs=given(rows))
+    assert found.error == expected.error
+    np.testing.assert_array_equal(found.quantized.codes, expected.quantized.codes)
+
+
+@pytest.mark.parametrize("inputs", ["abc", [[1.0, 2.0], [1.0]], np.ones((3, 8), dtype=complex)])
+def test_inputs_that_are_no_numbers_are_refused(inputs):
+    with pytest.raises(QuantizationError, match="rows of real numbers"):
+        quantize_layer(np.ones((4, 8), dtype=np.float32), "gptq", "uniform:bits=4", inputs=inputs)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    weight, rows = np.ones((4, 8), dtype=np.float32), np.ones((5, 8), dtype=np.float32)
+    with pytest.raises(QuantizationError, match="cannot use the device 'nowhere'"):
+        quantize_layer(weight, "gptq", "uniform:bits=4", inputs=rows, device="nowhere")

@@ -87,7 +87,7 @@ def accuracy(
         progress: told the finished fraction after each batch; may raise ``Cancelled``.
 
     Raises:
-        WorkbenchError: no inputs, as many labels as there are not inputs, or logits of another shape.
+        WorkbenchError: no inputs, as many labels as there are not inputs, or logits of another shape or with NaN.
     """
     if inputs is None and labels is None:
         inputs, labels = held_out_digits()
@@ -104,6 +104,11 @@ def accuracy(
         logits = measured.classify(part)
         if logits.ndim != 2 or len(logits) != len(part):
             message = f"logits are (inputs, classes), not {logits.shape} for {len(part)} inputs"
+            raise WorkbenchError(message)
+        if np.isnan(logits).any():  # argmax takes NaN for the largest, which is right wherever the label is 0
+            message = (
+                f"the model's logits hold NaN (from input {start + int(np.isnan(logits).any(axis=1).argmax())} on)"
+            )
             raise WorkbenchError(message)
         hits[start : start + len(part)] = logits.argmax(axis=1) == answers[start : start + len(part)]
         if progress is not None:

@@ -14,6 +14,7 @@ from workbench.grids.grid import Grid
 from workbench.methods.method import Method, parse_method
 from workbench.methods.result import LayerResult
 from workbench.methods.run import Progress, Run, StepListener
+from workbench.methods.runner import _check_device
 from workbench.methods.task import LayerTask
 from workbench.quantization.granularity import Granularity
 from workbench.quantization.scales import ScaleRule
@@ -48,8 +49,9 @@ def quantize_layer(
         scale: rule of the starting scale: ``absmax``, ``percentile:99.9``, ``mse``.
         model: the model that the layer is of (a ``Model``, or what ``open_model`` takes): it gives the inputs of methods
             that need some, and the layer's bias.
-        inputs: the layer's own inputs: rows (rows, depth), ``LayerInputs``, or ``LayerStatistics``; None runs ``model`` on its shipped
-            inputs (``calibration.layer_inputs``) where the method needs some.
+        inputs: the layer's own inputs: rows (rows, depth), an array or a tensor (for a matrix, axes before the last are
+            rows: (batch, tokens, depth) will do), ``LayerInputs``, or ``LayerStatistics``; None runs ``model`` on its
+            shipped inputs (``calibration.layer_inputs``) where the method needs some.
         bias: the layer's, float32 (outputs,); None takes the model's where inputs were run.
         seed: of every random choice.
         device: torch device of methods that use torch.
@@ -57,7 +59,8 @@ def quantize_layer(
         on_step: told (name, step, steps, loss) while a method learns; may raise ``Cancelled``.
 
     Raises:
-        QuantizationError: the method needs inputs and nobody can give them, or cannot use the task; one sentence.
+        QuantizationError: the method needs inputs and nobody can give them, inputs that are no numbers, a device that is not
+            there, or a method that cannot use the task; one sentence.
         CheckpointError: the model cannot be run.
         GridError: the grid's text form cannot be read.
         Cancelled: a listener stopped it.
@@ -67,6 +70,7 @@ def quantize_layer(
     True
     """
     chosen = parse_method(method)
+    _check_device(device)
     opened = open_model(resolve_source(model) if isinstance(model, str) else model) if model is not None else None
     if isinstance(layer, str):
         if opened is None:
@@ -79,7 +83,8 @@ def quantize_layer(
         statistics = _boiled_down(inputs, tuple(layer.shape))
         bias = inputs.bias if bias is None else bias
     elif statistics is None and inputs is not None:
-        statistics = LayerStatistics.from_inputs(name or "the layer", np.asarray(inputs))
+        rows = _rows(inputs, tuple(np.shape(layer)), name or "the layer")
+        statistics = LayerStatistics.from_inputs(name or "the layer", rows)
     if statistics is None and chosen.needs:
         statistics, found = _from_model(chosen, layer, opened, progress)
         bias = found if bias is None else bias
@@ -87,6 +92,25 @@ def quantize_layer(
     nothing = Run()
     run = Run(seed, device, progress or nothing.progress, on_step or nothing.on_step)
     return chosen.quantize_layer(task, run)
+
+
+def _rows(inputs: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return given inputs as float32 rows; those of a matrix in two axes, since a third would mean a convolution's groups.
+
+    Raises:
+        QuantizationError: they are no array of real numbers.
+    """
+    try:
+        values = inputs.detach().cpu().float().numpy() if hasattr(inputs, "detach") else np.asarray(inputs)
+        if values.dtype.kind == "c":
+            raise TypeError
+        values = values.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = (
+            f"inputs of {name} are rows of real numbers (rows, depth), not {type(inputs).__name__} of other things"
+        )
+        raise QuantizationError(message) from error
+    return values.reshape(-1, values.shape[-1]) if len(shape) == 2 and values.ndim > 2 and values.size else values
 
 
 def _from_model(
