@@ -146,6 +146,9 @@ class StoredLayers(Mapping[str, LayerResult]):
         """Return the layers' numbers without their codes."""
         return {name: self._store.report(name) for name in self._names}
 
+    def __repr__(self) -> str:
+        return f"StoredLayers({len(self)} layers, read when asked for)"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

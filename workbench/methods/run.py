@@ -81,10 +81,6 @@ class Run:
             message = f"a seed is a whole number of at least 0, not {self.seed}"
             raise QuantizationError(message)
 
-    def numpy_generator(self, name: str) -> np.random.Generator:
-        """Return the random generator of one layer or block."""
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-
     def torch_generator(self, name: str, device: str | None = None) -> torch.Generator:
         """Return torch's random generator of one layer or block (on the CPU unless a device is named)."""
         import torch

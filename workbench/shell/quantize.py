@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from workbench.errors import RecipeError, WorkbenchError
 from workbench.shell.show import number
@@ -156,13 +157,13 @@ def stopped(output: Path) -> str:
     return "Stopped before a layer was finished; the same command starts again."
 
 
-def layers_table(result: QuantizedModel, source: str, output: Path) -> Table:
+def layers_table(result: QuantizedModel, source: str, output: Path) -> Group:
     """Return the table of the layers: method, grid, bits, error and gain over rounding to nearest.
 
     What is the same for all layers is said once, above: names and numbers then fit into a terminal of 80 columns.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"{source}, {result.recipe.name or 'own recipe'} -> {output}"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    title = f"{source}, {result.recipe.name or 'own recipe'} -> {output}"
     told = {
         name: {
             "method": report["row"]["method"],
@@ -177,7 +178,7 @@ def layers_table(result: QuantizedModel, source: str, output: Path) -> Table:
     }
     shared = [f"{word} {next(iter(values))}" for word, values in kinds.items() if len(values) == 1]
     if shared:
-        table.title += f"\nevery layer: {', '.join(shared)}"
+        title += f"\nevery layer: {', '.join(shared)}"
     columns = [word for word, values in kinds.items() if len(values) > 1]
     table.add_column("layer", overflow="fold")
     for header in columns:
@@ -195,12 +196,11 @@ def layers_table(result: QuantizedModel, source: str, output: Path) -> Table:
             f"{row['seconds']:.2f}",
         )
     what = "outputs" if result.calibration else "weights (nothing was run)"
-    table.caption = (
+    caption = (
         f"{len(result.reports)} layers, {result.bits_per_weight:.4g} bits per weight, {result.nbytes / 2**20:,.1f} MiB in "
         f"all; SQNR of the {what}" + "".join(f"\n{note}" for note in dict.fromkeys(result.notes))
     )
-    table.caption_justify = "left"
-    return table
+    return Group(Text(title, style="bold"), table, Text(caption, style="italic"))
 
 
 def _shortened(grid: str) -> str:
