@@ -66,8 +66,9 @@ class Divergence:
     reference_perplexity: Perplexity | None = None
 
     def __repr__(self) -> str:
+        error = f" ± {self.mean_error:.2g}" if np.isfinite(self.mean_error) else ""  # of one window none is known
         return (
-            f"Divergence(KL {self.mean:.4g} ± {self.mean_error:.2g} nats, median {self.median:.4g}, "
+            f"Divergence(KL {self.mean:.4g}{error} nats, median {self.median:.4g}, "
             f"99 % {self.percentile_99:.4g}, top-1 {100 * self.top1:.2f} % ± {100 * self.top1_error:.2f} %, "
             f"{self.count:,} of {self.clusters})"
         )

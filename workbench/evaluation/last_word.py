@@ -69,7 +69,7 @@ class LastWord:
     def __repr__(self) -> str:
         return (
             f"LastWord({100 * self.accuracy:.1f} % ± {100 * self.standard_error:.1f} %, {self.right} of {self.total}, "
-            f"perplexity {self.perplexity:.4g} ± {self.perplexity_error:.2g} a word)"
+            f"perplexity {self.perplexity:.4g} ± {self.perplexity_error:.3g} a word)"
         )
 
 
