@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,3 +193,31 @@ def test_a_folder_without_tokenizer_says_so(tmp_path):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo_path("tiny-gemma3"))
     assert Calibration.from_texts(open_model(tmp_path), "x = 1", tokenizer=tokenizer).samples == 1
+
+
+#: Without its types: these calls break them on purpose.
+MAKERS: Any = Calibration
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MAKERS.from_texts(GEMMA, 5), "one text or a sequence"),
+        (lambda: MAKERS.from_texts(GEMMA, {"text": ["one", "two"]}), "one text or a sequence"),
+        (lambda: MAKERS.from_texts(GEMMA, ["one two"], seed=-1), "seed"),
+        (lambda: MAKERS.from_images("demo:tiny-resnet", "digits"), "images are an array"),
+        (lambda: MAKERS.from_images("demo:tiny-resnet", seed=1.5), "seed"),
+        (lambda: MAKERS.from_loader(5), "int does not"),
+        (lambda: MAKERS.from_loader([torch.ones(2, 3), torch.ones(0, 3)]), "batch 1 of the loader is empty"),
+        (lambda: MAKERS.synthetic(GEMMA, seed=-1), "seed"),
+    ],
+)
+def test_odd_inputs_are_refused_in_one_sentence(make, words):
+    with pytest.raises(CheckpointError, match=words):
+        make()
+
+
+def test_counts_may_be_numbers_of_numpy():
+    five, two, one = np.int64(5), np.int64(2), np.int64(1)
+    found = MAKERS.from_images("demo:tiny-resnet", samples=five, batch=two, seed=one)
+    assert found.content_key == MAKERS.from_images("demo:tiny-resnet", samples=5, batch=2, seed=1).content_key

@@ -269,3 +269,9 @@ def test_shipped_model_scores_what_its_card_says_on_the_first_modules():
     assert found.value == pytest.approx(math.exp(total / (scored - 1)), rel=1e-5)
     card = json.loads((path / "training.json").read_text(encoding="utf-8"))["figures"]["perplexity"]
     assert 0.3 * card < found.value < 3 * card
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_tokens_that_a_module_does_not_know_are_refused_before_it_runs(token):
+    with pytest.raises(WorkbenchError, match="the model knows tokens 0 to"):
+        perplexity("demo:tiny-gemma3", [[2, token, 3]])

@@ -240,3 +240,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(make, error, words):
     with pytest.raises(error, match=words) as caught:
         quantize_model(chain(), make(), row_calibration())
     assert "\n" not in str(caught.value)
+
+
+def test_a_calibration_of_another_kind_is_refused_in_one_sentence():
+    with pytest.raises(QuantizationError, match="list is none"):
+        quantize_model(chain(), recipe(), [torch.ones(2, 6)])  # type: ignore[arg-type]

@@ -90,15 +90,13 @@ class Calibration:
             tokenizer: by default the one beside the model's weights.
 
         Raises:
-            CheckpointError: no texts or tokens, a choice that does not exist, or a model without a tokenizer.
+            CheckpointError: no texts or tokens, a negative seed, a choice that does not exist, or a model without a tokenizer.
         """
         _check(samples=samples, length=length, batch=batch)
+        _check_seed(seed)
         found = opened(model)
         accepted, config, reader = _reader(found, tokenizer)
-        given, what = default_texts() if texts is None else ([texts] if isinstance(texts, str) else list(texts), "")
-        if not given or not all(isinstance(text, str) for text in given):
-            message = "calibration texts are one text or a sequence of texts, and at least one of them"
-            raise CheckpointError(message)
+        given, what = default_texts() if texts is None else (_texts(texts), "")
         most = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or length)
         length = min(length, most)
         pieces = ordered_pieces(given, length, choose, samples, seed)
@@ -127,6 +125,7 @@ class Calibration:
         import torch
 
         _check(samples=samples, batch=batch)
+        _check_seed(seed)
         what = "given images"
         if images is None:
             found = opened(model)
@@ -134,13 +133,17 @@ class Calibration:
                 message = f"{found.name} brings no images to calibrate on: give some (n, channels, height, width)"
                 raise CheckpointError(message)
             images, what = training_digits(), "training images of scikit-learn's handwritten digits"
-        values = torch.as_tensor(images)
+        try:
+            values = torch.as_tensor(images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            message = f"images are an array or a tensor (n, channels, height, width), not {type(images).__name__}"
+            raise CheckpointError(message) from error
         if values.ndim != 4 or not len(values) or not values.is_floating_point():
             message = f"images are real numbers (n, channels, height, width), not {values.dtype} {tuple(values.shape)}"
             raise CheckpointError(message)
         order = np.random.default_rng([seed, 11]).permutation(len(values))[:samples]
         chosen = values[torch.from_numpy(order)].float().cpu()
-        batches = tuple(Batch((part,)) for part in chosen.split(batch))
+        batches = tuple(Batch((part,)) for part in chosen.split(int(batch)))
         return Calibration(batches, what, len(chosen), 0)
 
     @staticmethod
@@ -153,8 +156,11 @@ class Calibration:
             samples: stop after so many (counted by the first axis); None takes all.
 
         Raises:
-            CheckpointError: it gives nothing, or something else.
+            CheckpointError: it gives nothing, an empty batch, or something else.
         """
+        if not isinstance(loader, Iterable):
+            message = f"a loader gives batches one after another; {type(loader).__name__} does not"
+            raise CheckpointError(message)
         batches: list[Batch] = []
         count = tokens = 0
         for item in loader:
@@ -163,6 +169,9 @@ class Calibration:
             found = _as_batch(item)
             first = _first_tensor(found)
             size = int(first.shape[0]) if first.ndim else 1
+            if not size:
+                message = f"batch {len(batches)} of the loader is empty: {tuple(first.shape)}"
+                raise CheckpointError(message)
             if samples is not None and count + size > samples:
                 keep, size = samples - count, samples - count
                 found = _sliced(found, int(first.shape[0]), keep)
@@ -206,6 +215,7 @@ class Calibration:
         from workbench.calibration.synthetic import generate_texts
 
         _check(samples=samples, length=length, batch=batch)
+        _check_seed(seed)
         found = opened(model)
         module = whole_host(found).module
         ids = generate_texts(
@@ -235,9 +245,26 @@ def training_digits() -> np.ndarray:
 
 def _check(**counts: int) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             message = f"{name} of a calibration is a whole number of at least 1, not {value!r}"
             raise CheckpointError(message)
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        message = f"a seed is a whole number of at least 0, not {seed!r}"
+        raise CheckpointError(message)
+
+
+def _texts(texts: Any) -> list[str]:
+    """Return given texts as a list; a mapping is refused, since only its keys would be read."""
+    given = [texts] if isinstance(texts, str) else []
+    if isinstance(texts, Iterable) and not isinstance(texts, str | Mapping):
+        given = list(texts)
+    if not given or not all(isinstance(text, str) for text in given):
+        message = "calibration texts are one text or a sequence of texts, and at least one of them"
+        raise CheckpointError(message)
+    return given
 
 
 def _reader(model: Model, tokenizer: Any) -> tuple[set[str], Any, Any]:

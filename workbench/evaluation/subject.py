@@ -47,10 +47,19 @@ class Subject:
     tokenizer: Any = None
 
     def logits(self, ids: Int[np.ndarray, "rows tokens"]) -> Any:
-        """Return a causal model's logits (rows, tokens, vocabulary), numpy or torch."""
+        """Return a causal model's logits (rows, tokens, vocabulary), numpy or torch.
+
+        Raises:
+            WorkbenchError: tokens that the module's embedding does not have.
+        """
         if self.module is None:
             return self.call(ids)
         import torch
+
+        known = self._vocabulary
+        if known is not None and ids.size and (ids.min() < 0 or ids.max() >= known):
+            message = f"the model knows tokens 0 to {known - 1}; the text holds {ids.min()} to {ids.max()}"
+            raise WorkbenchError(message)
 
         options = {"use_cache": False} if "use_cache" in self._accepted else {}
         with evaluating(self.module):
@@ -101,6 +110,14 @@ class Subject:
     def with_tokenizer(self, tokenizer: Any) -> Subject:
         """Return it with another tokenizer, or itself where None is given."""
         return self if tokenizer is None else replace(self, tokenizer=tokenizer)
+
+    @cached_property
+    def _vocabulary(self) -> int | None:
+        """Tokens that the module's embedding has; None where it does not say."""
+        try:
+            return int(self.module.get_input_embeddings().num_embeddings)  # type: ignore[union-attr, operator]
+        except (AttributeError, NotImplementedError, TypeError):
+            return None
 
     @cached_property
     def _accepted(self) -> set[str]:

@@ -100,6 +100,12 @@ def quantize_model(
         )
         raise QuantizationError(message)
     run = _Run(found, chosen, transforms, device, seed, progress, on_step, on_layer)
+    if calibration is not None and not isinstance(calibration, Calibration):
+        message = (
+            f"calibration is made by Calibration.from_texts, from_images, from_loader or synthetic; "
+            f"{type(calibration).__name__} is none"
+        )
+        raise QuantizationError(message)
     if calibration is None and run.needs_inputs():
         calibration = default_calibration(found, seed)
     key = {
