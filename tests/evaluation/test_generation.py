@@ -138,3 +138,8 @@ def test_bad_prompts_and_cancelling(gemma):
 
     with pytest.raises(Cancelled):
         generate_side_by_side(model, model, PROMPT, tokens=8, tokenizer=tokenizer, progress=stop)
+
+
+def test_a_classifier_writes_nothing(gemma):
+    with pytest.raises(WorkbenchError, match="of kind classifier and cannot be asked as one of kind causal"):
+        generate_side_by_side(gemma[0], "demo:tiny-resnet", "def", tokenizer=gemma[1])

@@ -171,9 +171,15 @@ def subject(
         return model.with_tokenizer(tokenizer)
     name, module, call, own = _taken(model, progress or (lambda *_: None))
     found = _kind_of(module) if module is not None else None
+    kinds = ", ".join(map(repr, get_args(Kind)))
+    if kind is not None and kind not in get_args(Kind):
+        message = f"a model's kind is one of {kinds}, not {str(kind)[:40]!r}"
+        raise WorkbenchError(message)
+    if kind is not None and found is not None and kind != found and "causal" in {kind, found}:
+        message = f"{name} is of kind {found} and cannot be asked as one of kind {kind}"
+        raise WorkbenchError(message)
     chosen = kind or found or (like.kind if like is not None else None)
     if chosen is None:
-        kinds = ", ".join(map(repr, get_args(Kind)))
         message = f"nothing tells what {name} is: say kind= one of {kinds}"
         raise WorkbenchError(message)
     reader = tokenizer if tokenizer is not None else own

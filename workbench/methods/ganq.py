@@ -12,7 +12,7 @@ from workbench.errors import QuantizationError
 from workbench.grids import CodebookGrid
 from workbench.methods.gptq import GPTQ
 from workbench.methods.importance import Importance
-from workbench.methods.kmeans import fit_codebook
+from workbench.methods.kmeans import check_codebook_bits, fit_codebook
 from workbench.methods.method import Method, Need, Outcome, register
 from workbench.methods.run import Recorder, Run
 from workbench.methods.task import LayerTask
@@ -29,7 +29,7 @@ class GANQ(Method):
     The first codebook is that of k-means, weighted by the energy of the inputs. Then, ``iterations`` times: all codes as
     GPTQ finds them (the back-substitution is the same recursion), and the levels T that solve
     min sum_rows (w - s T[q]) G (w - s T[q])^T for these codes. The best codebook met is kept. Bits are those of the task's
-    grid; its levels are not used.
+    grid; its levels are not used, and neither are offsets: against an asymmetric or fitted grid one codebook can lose.
 
     Source: Zhao and Yuan, GANQ, 2025 (arXiv 2501.12956), for the turns and both updates. The paper gives every row a
     codebook of its own; here ONE serves the layer, on weights divided by their group's scale, so that it costs next to no
@@ -79,9 +79,7 @@ class GANQ(Method):
             QuantizationError: see above.
         """
         super().check(task)
-        if task.grid.bits > 8:
-            message = f"a codebook is fitted for 1 to 8 bits, and {task.grid} has {task.grid.bits}"
-            raise QuantizationError(message)
+        check_codebook_bits(task)
 
     def _rounding(self) -> GPTQ:
         """Return the method that finds codes."""

@@ -22,6 +22,17 @@ from workbench.quantization.source import as_matrix
 _BINS = 1 << 16
 
 
+def check_codebook_bits(task: LayerTask) -> None:
+    """Refuse more bits than a codebook is fitted for.
+
+    Raises:
+        QuantizationError: above 8 bits.
+    """
+    if task.grid.bits > 8:
+        message = f"a codebook is fitted for 1 to 8 bits, and {task.grid} has {task.grid.bits}"
+        raise QuantizationError(message)
+
+
 @register
 @dataclass(frozen=True)
 class KMeans(Method):
@@ -29,7 +40,8 @@ class KMeans(Method):
 
     The bits are those of the task's grid; its levels are not used. All groups share one codebook, on weights divided by
     the scale of their group (the recipe's rule), each counted with its scale squared, so that what is minimised is the
-    error of the weights themselves. A group of one weight value, or of none, is represented too.
+    error of the weights themselves. A group of one weight value, or of none, is represented too. Groups
+    have no offsets and no levels of their own: against a grid that has either (asymmetric, ``bcq``) one codebook can lose.
 
     Source: Lloyd 1982 and Max 1960 for the iteration (one-dimensional k-means), from a start at equal shares of
     density^(1/3). Weighting by E[x^2] is what SqueezeLLM (Kim et al. 2023, arXiv 2306.07629) does with the Fisher
@@ -72,9 +84,7 @@ class KMeans(Method):
             QuantizationError: see above.
         """
         super().check(task)
-        if task.grid.bits > 8:
-            message = f"a codebook is fitted for 1 to 8 bits, and {task.grid} has {task.grid.bits}"
-            raise QuantizationError(message)
+        check_codebook_bits(task)
 
     def _quantize(self, task: LayerTask, run: Run) -> Outcome:
         seen = task if self.weighted else replace(task, statistics=None)
