@@ -129,7 +129,7 @@ def learner(word: str, name: str, given: dict[str, Any], steps: int, rounds: int
     task = LayerTask.of(given["weight"], grid, statistics=statistic, name=name)
 
     def method(count: int) -> Any:
-        return parse_method(f"{word}:steps={count},start=task,learning_rate={RATES[word]}")
+        return parse_method(f"{word}:steps={count},start=task,ramp=0,learning_rate={RATES[word]}")
 
     def ours(count: int) -> Any:
         return method(count).quantize_layer(task, Run())

@@ -135,7 +135,7 @@ def test_the_plain_loops_follow_the_formulas_of_the_methods():
         grid = "uniform:bits=4" if word == "adaround" else "power:bits=4,exponent=0.7"
         rate = 0.02 if word == "adaround" else 0.002
         task = LayerTask.of(weight, grid, statistics=statistics)
-        method = parse_method(f"{word}:steps=200,start=task,learning_rate={rate}")
+        method = parse_method(f"{word}:steps=200,start=task,ramp=0,learning_rate={rate}")
         schedule = Schedule(
             200, rate, method.regularizer, scale_rate=method.scale_rate, exponent_rate=method.exponent_rate
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from workbench.calibration.statistics import LayerStatistics
 from workbench.methods import LayerTask, parse_method
 from workbench.methods.gradient.fused import FusedStep
 from workbench.methods.gradient.variables import VARIABLES, Freedom
@@ -77,9 +80,12 @@ def test_the_same_curve_with_and_without(word, monkeypatch):
     generator = np.random.default_rng(0)
     weight = generator.standard_t(5, (24, 40)).astype(np.float32)
     inputs = (generator.standard_normal((200, 40)) @ generator.standard_normal((40, 40))).astype(np.float32)
-    task = LayerTask.of(weight, "power:bits=4,exponent=0.7", statistics=inputs, scale="mse")
-    # Without a warm-up: the loss's first gradient is that of rounding alone, and Adam would follow its noise.
-    method = parse_method(word).but(steps=60, warmup=0.0)
+    # The quantized model's inputs are not the float model's: else the first gradient would be rounding noise alone, and
+    # Adam makes as large a step of it as of any other.
+    seen = LayerStatistics.from_inputs("layer", inputs)
+    seen = replace(seen, float_inputs=seen.inputs * generator.normal(1.0, 0.1, inputs.shape).astype(np.float32))
+    task = LayerTask.of(weight, "power:bits=4,exponent=0.7", statistics=seen, scale="mse")
+    method = parse_method(word).but(steps=60)
     fast = method.quantize_layer(task)
     monkeypatch.setattr(FusedStep, "fits", staticmethod(lambda layer, optimizer: False))
     plain = method.quantize_layer(task)

@@ -12,6 +12,7 @@ from workbench.calibration.statistics import LayerStatistics
 from workbench.errors import Cancelled, QuantizationError
 from workbench.grids import PowerGrid
 from workbench.methods import LayerTask, Run, parse_method
+from workbench.methods.gradient.learning import Schedule
 from workbench.quantization import quantize
 from workbench.quantization.scales import GivenScale
 
@@ -322,3 +323,20 @@ def test_a_listener_stops_it():
         quick("nupes", steps=100_000).quantize_layer(task_of("nupes"), Run(on_step=listen))
     assert told[0][1:] == (0, 100_000)
     assert told[-1][1] < 100_000
+
+
+def test_a_short_run_learns_because_its_rates_rise():
+    generator = np.random.default_rng(5)
+    weight = generator.standard_normal((32, 64)).astype(np.float32)
+    inputs = (generator.standard_normal((256, 64)) @ generator.standard_normal((64, 64))).astype(np.float32)
+    task = LayerTask.of(weight, "uniform:bits=3", statistics=inputs, scale="mse")
+    rising, at_once = (parse_method(f"adaround:steps=20,ramp={ramp}").quantize_layer(task) for ramp in (5, 0))
+    assert rising.error < 0.6 * rising.start_error
+    assert rising.error < at_once.error
+
+
+def test_rates_rise_and_fall_as_the_schedule_says():
+    schedule = Schedule(10, "adam", {"codes": 1.0}, decay=True, regularizer=0.0, warmup=0.2, beta=(20.0, 2.0), ramp=3)
+    factors = [schedule.factor(step) for step in range(10)]
+    assert factors[:3] == pytest.approx([0.25, 0.5 * 0.9, 0.75 * 0.8])
+    assert factors[3:] == pytest.approx([0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])

@@ -26,6 +26,8 @@ class Schedule:
         optimizer: its word.
         rates: learning rate of each kind of parameter.
         decay: whether the rates fall linearly to 0.
+        ramp: over how many first steps they rise, linearly. Soft weights begin at the true ones, where the loss is 0 and
+            its gradient rounding noise; Adam would make full steps of it in random directions.
         regularizer: factor of sum(1 - abs(2 h - 1)^beta), in units of the start's loss for each weight.
         warmup: share of the steps without regularizer.
         beta: first and last sharpness, linear in between (after the warm-up).
@@ -39,7 +41,13 @@ class Schedule:
     regularizer: float
     warmup: float
     beta: tuple[float, float]
+    ramp: int = 0
     checks: int = 8
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rates at a step (0 is the first)."""
+        rising = min(1.0, (step + 1) / (self.ramp + 1))
+        return rising * (1.0 - step / self.steps if self.decay else 1.0)
 
     def sharpness(self, progress: float) -> float | None:
         """Return beta after a finished share of the steps; None during the warm-up."""
@@ -108,10 +116,16 @@ def _learn(
         loss, gradients, at_biases = objective.step(weights, [layer.bias for layer in layers])
         sharpness = schedule.sharpness(progress)
         regularizer = 0.0 if sharpness is None else schedule.regularizer
-        rate = schedule.rates["codes"] * (1.0 - progress if schedule.decay else 1.0)
+        factor = schedule.factor(step)
         for layer, quick, gradient, at_bias in zip(layers, fused, gradients, at_biases, strict=True):
             if quick is not None:
-                quick.step(gradient, unit, regularizer=regularizer, sharpness=sharpness or 2.0, rate=rate)
+                quick.step(
+                    gradient,
+                    unit,
+                    regularizer=regularizer,
+                    sharpness=sharpness or 2.0,
+                    rate=factor * schedule.rates["codes"],
+                )
             else:
                 layer.pull(gradient * unit, regularizer, sharpness or 2.0)
             if at_bias is not None:
@@ -122,7 +136,7 @@ def _learn(
                 if quick is None or name != "codes":
                     pulled.setdefault(name, []).append(layer.gradients[name])
         if optimizer is not None:
-            optimizer.step(pulled, progress)
+            optimizer.step(pulled, factor)
         for layer, quick in zip(layers, fused, strict=True):
             layer.keep_in_bounds(codes=quick is None)
         if step + 1 in checks:
@@ -149,7 +163,7 @@ def _optimizer(layers: Sequence[SoftWeight], fused: Sequence[FusedStep | None], 
             if quick is not None and name == "codes":
                 continue
             groups.setdefault(name, (schedule.rates[name], []))[1].append(parameter)
-    return Optimizer(schedule.optimizer, groups, decay=schedule.decay) if groups else None
+    return Optimizer(schedule.optimizer, groups) if groups else None
 
 
 def _exponent(layers: Sequence[SoftWeight], found: Sequence[Snapshot] | None = None) -> dict[str, float]:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
 
 OPTIMIZERS = ("adam", "adamax", "radam", "signsgd")
+#: RAdam divides by nothing in its first five steps: the size of a gradient is settled over these.
+SETTLING = 5
 
 
 class Optimizer:
@@ -17,14 +19,13 @@ class Optimizer:
     Args:
         word: one of ``OPTIMIZERS``.
         groups: learning rate and parameters by name, e.g. ``{"codes": (0.01, [tensor, ...])}``.
-        decay: whether the learning rates fall linearly to 0 over the run.
     """
 
-    def __init__(self, word: str, groups: Mapping[str, tuple[float, Sequence[torch.Tensor]]], *, decay: bool) -> None:
-        self.decay = decay
+    def __init__(self, word: str, groups: Mapping[str, tuple[float, Sequence[torch.Tensor]]]) -> None:
         self.groups = {name: (rate, list(members)) for name, (rate, members) in groups.items() if members}
         self._torch: Any = None
-        self._units: dict[str, float] | None = {} if word == "radam" else None
+        self._largest: dict[str, float] | None = {} if word == "radam" else None
+        self._steps = 0
         if word == "signsgd":
             return
         import torch
@@ -37,14 +38,14 @@ class Optimizer:
         listed = [{"params": members, "lr": rate, "rate": rate} for rate, members in self.groups.values()]
         self._torch = kinds[word](listed)
 
-    def step(self, gradients: Mapping[str, Sequence[torch.Tensor]], progress: float) -> None:
+    def step(self, gradients: Mapping[str, Sequence[torch.Tensor]], factor: float = 1.0) -> None:
         """Move every parameter once.
 
         Args:
             gradients: by the groups' names, in the order of their members.
-            progress: finished share of the steps in [0, 1), for the decay.
+            factor: of the learning rates at this step.
         """
-        factor = 1.0 - progress if self.decay else 1.0
+        self._steps += 1
         if self._torch is None:
             for name, (rate, members) in self.groups.items():
                 for parameter, gradient in zip(members, gradients[name], strict=True):
@@ -59,14 +60,14 @@ class Optimizer:
         self._torch.step()
 
     def _unit(self, name: str, gradients: Sequence[torch.Tensor]) -> float:
-        """Return what brings a group's first gradient to a root mean square of 1, for RAdam.
+        """Return what brings the largest of a group's first gradients to a root mean square of 1, for RAdam.
 
         RAdam's first steps follow the gradient itself, undivided; all others here do not care about its size.
         """
-        if self._units is None:
+        if self._largest is None:
             return 1.0
-        if name not in self._units:
+        if self._steps <= SETTLING:
             squares = sum(float(each.double().square().sum()) for each in gradients)
             count = sum(each.numel() for each in gradients)
-            self._units[name] = (count / squares) ** 0.5 if squares > 0.0 else 1.0
-        return self._units[name]
+            self._largest[name] = max(self._largest.get(name, 0.0), (squares / max(count, 1)) ** 0.5)
+        return 1.0 / self._largest[name] if self._largest[name] > 0.0 else 1.0
