@@ -140,6 +140,13 @@ class Server:
             self._process.wait()
         self._process = None
 
+    def copy_notebook(self, shipped: str, name: str) -> Path:
+        """Copy a shipped notebook, as it ships, into the served folder under a name of its own.
+
+        A test that saves its page must not save what others open: the saved outputs name widgets of a kernel that is gone.
+        """
+        return Path(shutil.copy(notebooks_path() / shipped, self.folder / name))
+
     def write_notebook(self, name: str, cells: Iterable[str]) -> Path:
         """Write a notebook of code cells into the served folder."""
         notebook = nbformat.v4.new_notebook(

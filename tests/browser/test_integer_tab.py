@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 from harness import LabPage
@@ -24,8 +23,7 @@ def page(browser, browser_context_args, lab, screenshots):
     """The workbench with its integer tab in front, on one layer."""
     context = browser.new_context(**browser_context_args)
     lab_page = LabPage(context.new_page(), lab, screenshots)
-    # A copy: the last test saves it, and a saved page's widgets are unknown to the next module's kernel.
-    shutil.copy(lab.folder / "00_workbench.ipynb", lab.folder / "integer_tab.ipynb")
+    lab.copy_notebook("00_workbench.ipynb", "integer_tab.ipynb")
     lab_page.open_notebook("integer_tab.ipynb")
     lab_page.hide_chrome()
     lab_page.run_all()

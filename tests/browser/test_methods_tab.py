@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 from harness import LabPage
@@ -23,8 +22,7 @@ def page(browser, browser_context_args, lab, screenshots):
     """The workbench with its methods tab in front, on one small layer."""
     context = browser.new_context(**browser_context_args)
     lab_page = LabPage(context.new_page(), lab, screenshots)
-    # A copy: the last test saves it, and a saved page's widgets are unknown to the next module's kernel.
-    shutil.copy(lab.folder / "00_workbench.ipynb", lab.folder / "methods_tab.ipynb")
+    lab.copy_notebook("00_workbench.ipynb", "methods_tab.ipynb")
     lab_page.open_notebook("methods_tab.ipynb")
     lab_page.hide_chrome()
     lab_page.run_all()
@@ -208,8 +206,7 @@ def test_dark_theme_and_no_errors(page):
 
 def test_reload_brings_results_recipe_and_figures_back(page):
     page.lab.command("docmanager:save")
-    page.reload()
-    page.lab.wait_for_kernel()
+    page.lab.reload(".wb-live")
     LivePanel(page).wait()
     page.get_by_role("tab", name="Methods", exact=True).click()
     expect(results(page).locator("tr.wbs-row")).to_have_count(3, timeout=PATIENCE)
