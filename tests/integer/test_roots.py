@@ -42,7 +42,7 @@ def test_square_roots_of_anything(values):
 
 @pytest.mark.parametrize(("bits", "most", "mean"), [(4, 3, 2.1), (8, 4, 2.4), (16, 5, 3.1)])
 def test_step_counts_of_narrow_inputs(bits, most, mean):
-    """The counts that methods.md 1.3 gives, over every input above 0 (0 takes no step)."""
+    """The largest and mean counts, over every input above 0 (0 takes no step)."""
     roots, steps = integer_sqrt(np.arange(1, 2**bits), return_steps=True)
     assert steps.dtype == np.int32 and steps.max() == most and roots.shape == steps.shape
     assert steps.mean() == pytest.approx(mean, abs=0.06)
