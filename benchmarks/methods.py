@@ -11,18 +11,22 @@ same windows), all-MiniLM-L6-v2 (rank correlation with the float encoder over pa
 the 450 held-out digits). Every method gets the same calibration samples (training-side text or digits) and, where it
 learns by steps, the same number of them. A seed chooses samples and drives the method; data-free methods have no use for
 one and run once. Rows W4 and W3 by channel and those of the ResNet are measured with every seed, the others with the first
-one; ``--full`` gives all to all. Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep
+one; ``--full`` gives all to all. Whoever does not choose scales itself (GPTQ, AWQ, and the learners' start) has those of
+the best clip; ``rtn`` alone has absmax. AdaRound learns layer by layer, BRECQ, AutoRound and NUPES block by block. Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep
 8 bits. Learned grids: uniform narrow (2^bits - 1 levels), the power grid of as many levels for PowerQuant and NUPES. At 2
 bits those would have three levels, so everybody gets the four of ``uniform:bits=2,range=asymmetric``, where NUPES has no
 exponent to learn and PowerQuant none to search (it keeps its three). HQQ always has the asymmetric grid that it fits.
 
-Beside each figure the error of every layer's output is kept, under second moments of the float model's inputs on text (or
-digits) that no method was calibrated on: one measure for all methods, whatever they minimised themselves.
+A second table shows what each method makes of single layers: every layer alone, all others float, its output error over
+its output energy under second moments of inputs that no method was calibrated on. Here the learners see the layer only.
+
+Two runs with ``--only gemma`` and ``--only minilm resnet`` may go on at once: they share the results' file.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -38,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from methods_cells import RESULTS, Cells, markdown, number, spread
 from methods_models import SUBJECTS, Subject
-from methods_order import orders
+from methods_order import layer_loss, orders
 
 #: Methods of the table by their column: text form (``{steps}`` for learners), whether a seed matters.
 METHODS: dict[str, tuple[str, bool]] = {
@@ -53,6 +57,10 @@ METHODS: dict[str, tuple[str, bool]] = {
     "autoround": ("autoround:steps={steps}", True),
     "nupes": ("nupes:steps={steps}", True),
 }
+#: Scale rules that recipes give; the others choose scales themselves.
+SCALES = {"gptq": "mse", "awq": "mse"}
+#: Seed of the samples that nothing is calibrated on.
+HELD_OUT = 1000
 #: Whose grid is a power grid.
 POWER = {"powerquant", "nupes"}
 
@@ -100,7 +108,7 @@ GUESS = {"gemma": 6.0, "minilm": 10.0, "resnet": 2.0}
 GUESS_STEP = {"gemma": 0.12, "minilm": 0.3, "resnet": 0.03}
 #: A step of a whole block costs more than a step of each of its layers through their Gram matrices, by about so much.
 BLOCK_FACTOR = 3.0
-BLOCKWISE = {"brecq", "autoround"}
+BLOCKWISE = {"brecq", "autoround", "nupes"}
 
 #: Rows that are measured with every seed; the others with the first one, unless ``--full``.
 SEEDED = {"W4 channel", "W3 channel", "W4A4", "W3A3", "W2A4"}
@@ -137,6 +145,7 @@ class Bench:
     _made: dict[str, Subject] = field(default_factory=dict, init=False)
     _calibrations: dict[tuple[str, int], Any] = field(default_factory=dict, init=False)
     _measures: dict[str, Any] = field(default_factory=dict, init=False)
+    _inputs: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -166,10 +175,21 @@ class Bench:
             from workbench.calibration.stream import BlockStream
 
             found: dict[str, Any] = {}
-            for block in BlockStream(self.subject(word).source, self.calibration(word, 1000)):
+            for block in BlockStream(self.subject(word).source, self.calibration(word, HELD_OUT)):
                 found |= block.statistics(needs={"moments", "gram"})
             self._measures[word] = found
         return self._measures[word]
+
+    def inputs(self, word: str) -> dict[str, Any]:
+        """Return statistics and rows of every layer's inputs in the float model, on the first seed's samples; one pass."""
+        if word not in self._inputs:
+            from workbench.calibration.stream import BlockStream
+
+            found: dict[str, Any] = {}
+            for block in BlockStream(self.subject(word).source, self.calibration(word, 0)):
+                found |= block.statistics(needs={"moments", "gram", "inputs"})
+            self._inputs[word] = found
+        return self._inputs[word]
 
     def cells(self, seeds: Sequence[int], *, full: bool = True) -> Iterator[Cell]:
         """Return all runs: first everything with the first seed, so that a run that is stopped has whole tables.
@@ -191,7 +211,7 @@ class Bench:
                         yield Cell(word, setting, method, seed if seeded else None)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Quantize, judge, and measure every layer."""
+        """Quantize and judge."""
         subject = self.subject(cell.subject)
         if cell.method == "float":
             return subject.judge(subject.float_module())
@@ -205,8 +225,6 @@ class Bench:
         seconds = time.perf_counter() - started
         found = subject.judge(quantized.module())
         found |= {"bits_per_weight": quantized.bits_per_weight, "quantizing_seconds": seconds}
-        if cell.method != "awq":  # its layers multiply scaled inputs: they cannot be measured one by one
-            found["layers"] = self.layer_errors(cell.subject, quantized)
         return found
 
     def recipe(self, cell: Cell) -> Any:
@@ -219,6 +237,7 @@ class Bench:
             weight=setting.grid(cell.method),
             granularity=setting.granularity,
             method=METHODS[cell.method][0].format(steps=self.steps),
+            scale=SCALES.get(cell.method, "absmax"),
             activation=setting.activation,
         )
         if cell.subject != "resnet":
@@ -226,20 +245,25 @@ class Bench:
         ends = [Entry(name, weight="uniform:bits=8", method="rtn", activation="int8") for name in ("stem", "head")]
         return Recipe((entry, *ends))
 
-    def layer_errors(self, word: str, quantized: Any) -> dict[str, float]:
-        """Return each layer's output error over its output energy, under the shared statistics."""
+    def alone(self, word: str, bits: int, method: str) -> dict[str, Any]:
+        """Return each layer's output error over its output energy, with all other layers float."""
+        from workbench.methods.layer import quantize_layer
         from workbench.methods.loss import output_energy, output_error
 
+        model, measure, given = self.subject(word).model, self.measure(word), self.inputs(word)
+        grid = Setting("", bits).grid(method)
+        text, scale = METHODS[method][0].format(steps=self.steps), SCALES.get(method, "absmax")
         found = {}
-        model, known = self.subject(word).model, self.measure(word)
-        for name, result in quantized.layers.items():
-            if name in known and name in model:
-                weight = np.asarray(model[name].weight[:], dtype=np.float32)
-                weight = weight.reshape(weight.shape[0], -1)
-                approximate = result.quantized.dequantize().reshape(weight.shape)
-                energy = output_energy(weight, known[name])
-                found[name] = output_error(weight, approximate, known[name]) / energy if energy else 0.0
-        return found
+        for name, known in measure.items():
+            if name not in model:
+                continue
+            result = quantize_layer(model[name], text, grid, scale=scale, inputs=given[name])
+            weight = np.asarray(model[name].weight[:], dtype=np.float32)
+            weight = weight.reshape(weight.shape[0], -1)
+            energy = output_energy(weight, known)
+            error = output_error(weight, result.quantized.dequantize().reshape(weight.shape), known)
+            found[name] = error / energy if energy else 0.0
+        return {"layers": found}
 
     def joint(self, word: str, bits: int) -> dict[str, Any]:
         """Return, for each layer, the weights' error of the joint search over that of the best-clipped uniform grid."""
@@ -292,15 +316,29 @@ def table(bench: Bench, word: str, stored: Mapping[str, Mapping[str, Any]]) -> s
     about = f" ± {number(error, 2)} (standard error)" if error else ""
     title = f"### {subject.name}: {subject.figure} ({subject.better} is better), float {number(reference.get('value'))}{about}"
     parts = [f"{title}\n\n{markdown(['', *METHODS], lines)}"]
-    if word == "gemma":
-        rows = [[setting.word, *_ratios(stored, word, setting)] for setting in SETTINGS[word]]
-        parts.append(
-            f"Ratio to float on the same windows, ± standard error of the pairing (seed 0):\n\n{markdown(['', *METHODS], rows)}"
-        )
+    finer, about = subject.finer
+    rows = []
+    for setting in SETTINGS[word]:
+        found = [_values(stored, word, setting, method, finer)[0] for method in METHODS]
+        if any(found):
+            rows.append([setting.word, *map(spread, found)])
+    parts.append(f"{subject.name}: {about}:\n\n{markdown(['', *METHODS], rows)}")
+    lines = [
+        [f"W{bits} channel", *(decibels(layer_loss(stored, word, f"W{bits}", method)) for method in METHODS)]
+        for bits in (4, 3, 2)
+    ]
+    parts.append(
+        f"Each layer alone, mean output SQNR over layers, held-out inputs, dB:\n\n{markdown(['', *METHODS], lines)}"
+    )
     parts += [
         f"- {key}: {cell['error']}" for key, cell in stored.items() if key.startswith(f"{word} ") and cell.get("error")
     ]
     return "\n\n".join(parts)
+
+
+def decibels(loss: float | None) -> str:
+    """Return an error over energy as a signal-to-noise ratio in dB; a dash for None."""
+    return "—" if loss is None else f"{-10.0 * math.log10(loss):.2f}"
 
 
 def _values(
@@ -308,14 +346,6 @@ def _values(
 ) -> tuple[list[float], bool]:
     cells = [values for key, values in stored.items() if key.split(" | ")[:3] == [word, setting.word, method]]
     return [cell[name] for cell in cells if name in cell], any(cell.get("error") for cell in cells)
-
-
-def _ratios(stored: Mapping[str, Mapping[str, Any]], word: str, setting: Setting) -> list[str]:
-    row = []
-    for method, (_, seeded) in METHODS.items():
-        cell = stored.get(Cell(word, setting, method, 0 if seeded else None).key, {})
-        row.append(f"{cell['ratio']:.4f} ± {number(cell['ratio_error'], 2)}" if "ratio" in cell else "—")
-    return row
 
 
 def report(bench: Bench, stored: Mapping[str, Mapping[str, Any]]) -> str:
@@ -370,11 +400,21 @@ def main(arguments: list[str] | None = None) -> None:
                     flush=True,
                 )
         else:
-            for word in bench.subjects:
-                for bits in (4, 3):
-                    if not asked.only or word in asked.only or asked.quick:
-                        cells.get(f"joint | {word} | W{bits}", lambda w=word, b=bits: bench.joint(w, b), asked.retry)
+            _layers(bench, cells, asked)
     print(f"\n{report(bench, cells.found)}\n\nstored in {cells.path}")
+
+
+def _layers(bench: Bench, cells: Cells, asked: argparse.Namespace) -> None:
+    """Fill the cells on single layers: each method alone, and the joint search against the best-clipped uniform grid."""
+    words = [word for word in bench.subjects if not set(asked.only) & set(SUBJECTS) or word in asked.only]
+    for word in words:
+        for bits in (4,) if asked.quick else (4, 3, 2):
+            if bits > 2:
+                cells.get(f"joint | {word} | W{bits}", lambda w=word, b=bits: bench.joint(w, b), asked.retry)
+            for method in bench.methods:
+                if method != "awq":  # its layers multiply scaled inputs: they cannot be measured one by one
+                    key = f"alone | {word} | W{bits} | {method}"
+                    cells.get(key, lambda w=word, b=bits, m=method: bench.alone(w, b, m), asked.retry)
 
 
 def _asked(cell: Cell, words: Sequence[str]) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 #: Where results go unless the user names a file.
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -26,11 +28,11 @@ class Cells:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self.settings = dict(settings)
+        self.settings = json.loads(json.dumps(dict(settings)))
         self.found: dict[str, dict[str, Any]] = {}
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored.get("settings") == json.loads(json.dumps(self.settings)):
+            if stored.get("settings") == self.settings:
                 self.found = stored["cells"]
             else:
                 kept = path.with_suffix(f".{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -38,13 +40,18 @@ class Cells:
                 print(f"{path.name} was made with other settings; it is kept as {kept.name}")
 
     def keep(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a cell and write the file anew, whole or not at all."""
+        """Store a cell and write the file anew, whole or not at all, with what another run has put there meanwhile."""
         self.found[key] = dict(values)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"settings": self.settings, "machine": machine(), "cells": self.found}
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        with FileLock(self.path.with_suffix(".lock")):
+            if self.path.exists():
+                stored = json.loads(self.path.read_text(encoding="utf-8"))
+                if stored.get("settings") == self.settings:
+                    self.found = stored["cells"] | self.found
+            whole = {"settings": self.settings, "machine": machine(), "cells": self.found}
+            beside = self.path.with_suffix(".part")
+            beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            beside.replace(self.path)
         return self.found[key]
 
     def get(self, key: str, make: Callable[[], Mapping[str, Any]], retry: bool = False) -> dict[str, Any]:

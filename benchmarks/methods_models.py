@@ -29,6 +29,8 @@ class Subject:
     figure: str = ""
     """What is measured, for a table's head."""
     better: str = "lower"
+    finer: tuple[str, str] = ("ratio", "ratio to the float model's perplexity on the same windows")
+    """A second figure, lower is better, that does not saturate: its key in ``judge``'s answer, and a table's head."""
     samples: int = 64
     """Calibration samples."""
     length: int = 128
@@ -119,6 +121,7 @@ class MiniLM(Subject):
     source: str = "demo:all-MiniLM-L6-v2"
     figure: str = "Spearman"
     better: str = "higher"
+    finer: tuple[str, str] = ("distance", "1 - mean cosine between its embeddings and the float encoder's")
     pairs: int = 200
     _float: Any = field(default=None, init=False)
 
@@ -150,7 +153,7 @@ class MiniLM(Subject):
             reference = self.float_module()
             self._float = lambda sentences: self.embed(reference, sentences)
         found = similarity(self._float, lambda sentences: self.embed(module, sentences), sentence_pairs(self.pairs))
-        return {"value": found.spearman, "cosine": found.cosine, "worst_cosine": found.worst_cosine}
+        return {"value": found.spearman, "distance": 1.0 - found.cosine, "worst_cosine": found.worst_cosine}
 
 
 @dataclass(eq=False)
@@ -161,6 +164,7 @@ class ResNet(Subject):
     source: str = "demo:tiny-resnet"
     figure: str = "accuracy, %"
     better: str = "higher"
+    finer: tuple[str, str] = ("divergence", "mean KL divergence from the float network's answers, thousandths of a nat")
     samples: int = 256
 
     def calibration(self, seed: int, choose: str = "random") -> Calibration:
@@ -189,15 +193,24 @@ class ResNet(Subject):
         return whole_host(opened(self.source)).module
 
     def judge(self, module: Any) -> dict[str, Any]:
-        """Return accuracy in percent, with its standard error."""
+        """Return accuracy in percent with its standard error, and the mean divergence from the float network."""
         import torch
 
-        def predict(images: np.ndarray) -> np.ndarray:
+        def answers(network: Any, images: np.ndarray) -> torch.Tensor:
             with torch.inference_mode():
-                return module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+                return network(torch.from_numpy(np.ascontiguousarray(images)))
 
-        found = accuracy(predict, *self.held_out)
-        return {"value": 100 * found.value, "standard_error": 100 * found.standard_error, "images": found.total}
+        images, labels = self.held_out
+        found = accuracy(lambda part: answers(module, part).numpy(), images, labels)
+        true = answers(self.float_module(), images).double().log_softmax(dim=1)
+        own = answers(module, images).double().log_softmax(dim=1)
+        divergence = float((true.exp() * (true - own)).sum(dim=1).mean())
+        return {
+            "value": 100 * found.value,
+            "standard_error": 100 * found.standard_error,
+            "divergence": 1000 * divergence,
+            "images": found.total,
+        }
 
 
 SUBJECTS = {"gemma": Gemma, "minilm": MiniLM, "resnet": ResNet}

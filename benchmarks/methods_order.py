@@ -12,41 +12,52 @@ Stored = Mapping[str, Mapping[str, Any]]
 DATA_FREE = ("rtn", "rtn-clip", "powerquant", "hqq")
 SECOND_ORDER = ("gptq",)
 LEARNED = ("adaround", "brecq", "autoround", "nupes")
+#: Each subject's figure that does not saturate, lower is better (``Subject.finer``).
+FINER = {"gemma": "ratio", "minilm": "distance", "resnet": "divergence"}
 #: Differences of figures below this share are noise of float32 sums.
 NOISE = 1e-6
 
 
-def layer_loss(stored: Stored, subject: str, setting: str, method: str) -> float | None:
-    """Return the geometric mean over layers and seeds of the relative output error; None where nothing was measured."""
-    logs = []
-    for key, cell in stored.items():
-        if key.split(" | ")[:3] == [subject, setting, method]:
-            logs += [math.log(error) for error in cell.get("layers", {}).values() if error > 0.0]
+def layer_loss(stored: Stored, subject: str, bits: str, method: str) -> float | None:
+    """Return the geometric mean over layers, each alone, of the relative output error; None where nothing was measured."""
+    layers = stored.get(f"alone | {subject} | {bits} | {method}", {}).get("layers", {})
+    logs = [math.log(error) for error in layers.values() if error > 0.0]
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
-def value(stored: Stored, subject: str, setting: str, method: str) -> float | None:
-    """Return the mean over seeds of the subject's figure."""
+def value(stored: Stored, subject: str, setting: str, method: str, name: str) -> float | None:
+    """Return the mean over seeds of one of the subject's figures."""
     found = [
-        cell["value"]
+        cell[name]
         for key, cell in stored.items()
-        if key.split(" | ")[:3] == [subject, setting, method] and "value" in cell
+        if key.split(" | ")[:3] == [subject, setting, method] and name in cell
     ]
     return statistics.fmean(found) if found else None
 
 
 def orders(stored: Stored) -> str:
     """Return one line for each expectation that the cells can decide, as markdown."""
-    places = dict.fromkeys(
-        (key.split(" | ")[0], key.split(" | ")[1])
-        for key in stored
-        if key.count(" | ") == 3 and not key.split(" | ")[1].startswith("float")
-    )
     lines = []
+    alone = dict.fromkeys(tuple(key.split(" | ")[1:3]) for key in stored if key.startswith("alone | "))
+    for subject, bits in alone:
+        lines += _classes(
+            f"{subject} {bits} channel, each layer alone", lambda m, s=subject, b=bits: layer_loss(stored, s, b, m)
+        )
+        if bits != "W2":
+            lines += _nupes(
+                f"{subject} {bits} channel, each layer alone", lambda m, s=subject, b=bits: layer_loss(stored, s, b, m)
+            )
+    places = dict.fromkeys(
+        tuple(key.split(" | ")[:2])
+        for key in stored
+        if key.count(" | ") == 3 and not key.startswith("alone") and not key.split(" | ")[1].startswith("float")
+    )
     for subject, setting in places:
-        lines += _classes(stored, subject, setting)
+        name = FINER[subject]
+        figure = lambda m, s=subject, w=setting, n=name: value(stored, s, w, m, n)  # noqa: E731
+        lines += _classes(f"{subject} {setting}, {name}", figure)
         if setting in {"W4 channel", "W3 channel", "W4A4", "W3A3"}:
-            lines += _nupes(stored, subject, setting)
+            lines += _nupes(f"{subject} {setting}, {name}", figure)
     lines += _joint(stored)
     return "\n".join(lines) or "nothing measured yet"
 
@@ -55,41 +66,29 @@ def _say(met: bool, text: str) -> str:
     return f"- {'met' if met else 'NOT met'}: {text}"
 
 
-def _classes(stored: Stored, subject: str, setting: str) -> list[str]:
-    """Learned below second order below data-free, in layer loss: the best of each class."""
+def _classes(title: str, figure: Callable[[str], float | None]) -> list[str]:
+    """Learned below second order below data-free: the best of each class."""
     best = {}
     for name, methods in (("learned", LEARNED), ("second order", SECOND_ORDER), ("data-free", DATA_FREE)):
-        found = {m: loss for m in methods if (loss := layer_loss(stored, subject, setting, m)) is not None}
+        found = {method: known for method in methods if (known := figure(method)) is not None}
         if not found:
             return []
         least = min(found, key=lambda method: found[method])
         best[name] = (found[least], least)
     values = [each[0] for each in best.values()]
-    text = " < ".join(f"{name} {loss:.3e} ({method})" for name, (loss, method) in best.items())
-    return [_say(values[0] < values[1] < values[2], f"{subject} {setting}, layer loss: {text}")]
+    text = ", ".join(f"{name} {known:.4g} ({method})" for name, (known, method) in best.items())
+    return [_say(values[0] < values[1] < values[2], f"{title}: {text}")]
 
 
-def _nupes(stored: Stored, subject: str, setting: str) -> list[str]:
-    """NUPES at or below AdaRound, BRECQ and AutoRound: in layer loss and in the subject's figure."""
-    lines = []
-    higher_is_better = subject != "gemma"
-    for name, figure, sign in (
-        ("layer loss", layer_loss, 1.0),
-        ("figure", value, -1.0 if higher_is_better else 1.0),
-    ):
-        found = _figures(figure, stored, subject, setting)
-        own = found.pop("nupes", None)
-        if own is None or not found:
-            continue
-        met = all(sign * own <= sign * other * (1.0 + NOISE) for other in found.values())
-        others = ", ".join(f"{method} {other:.4g}" for method, other in found.items())
-        lines.append(_say(met, f"{subject} {setting}, {name}: NUPES {own:.4g} against {others}"))
-    return lines
-
-
-def _figures(figure: Callable[..., float | None], stored: Stored, subject: str, setting: str) -> dict[str, float]:
-    known = {method: figure(stored, subject, setting, method) for method in LEARNED}
-    return {method: found for method, found in known.items() if found is not None}
+def _nupes(title: str, figure: Callable[[str], float | None]) -> list[str]:
+    """NUPES at or below AdaRound, BRECQ and AutoRound."""
+    found = {method: known for method in LEARNED if (known := figure(method)) is not None}
+    own = found.pop("nupes", None)
+    if own is None or not found:
+        return []
+    met = all(own <= other * (1.0 + NOISE) for other in found.values())
+    others = ", ".join(f"{method} {other:.4g}" for method, other in found.items())
+    return [_say(met, f"{title}: NUPES {own:.4g} against {others}")]
 
 
 def _joint(stored: Stored) -> list[str]:

@@ -5,7 +5,7 @@
 (a) PowerQuant's exponent for all linear layers of MiniLM: coarse grid and refinement from sketches, against SciPy's
 Nelder-Mead over the full tensors in torch. With and without the one pass that makes the sketches; a sketch answers any
 later question too (other bits, clips, one layer), the full tensors start again each time. (b) One optimiser step of
-AdaRound and of NUPES on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows of the calibration, where
+AdaRound and of NUPES (with Adam on both sides) on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows of the calibration, where
 both walk the same curve (checked: median relative difference over the last quarter of a run), and with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
 (c) GPTQ of a layer from its Gram matrix against the plain torch loop; both give the same codes but for ties (checked). The
 plain side is ``methods_plain.py``. Steps are timed as the difference of two runs, so that preparing a run does not count.
@@ -129,7 +129,9 @@ def learner(word: str, name: str, given: dict[str, Any], steps: int, rounds: int
     task = LayerTask.of(given["weight"], grid, statistics=statistic, name=name)
 
     def method(count: int) -> Any:
-        return parse_method(f"{word}:steps={count},start=task,ramp=0,learning_rate={RATES[word]}")
+        return parse_method(
+            f"{word}:steps={count},start=task,ramp=0,optimizer=adam,decay=false,learning_rate={RATES[word]}"
+        )
 
     def ours(count: int) -> Any:
         return method(count).quantize_layer(task, Run())

@@ -17,8 +17,8 @@ fixed ones, the whole axis is run without them, so that its rows differ in one t
 fixed scales (the rectified sigmoid can nothing else), ``loss`` on mini-batches of rows (only squared errors have a Gram
 matrix), ``grid`` without a learned exponent. A seed chooses the samples and drives the method.
 
-Two figures: the relative output error of the layers (geometric mean, under second moments of the float model's inputs on
-text that nothing was calibrated on), and the model's own (perplexity over float, or rank correlation).
+Two figures: the relative error of what the two blocks hand to the rest of the model (hidden states against the float
+model's, on text that nothing was calibrated on), and the model's own (perplexity over float, or rank correlation).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from methods import Bench
+from methods import HELD_OUT, Bench
 from methods_cells import RESULTS, Cells, markdown, number
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Study:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self._calibrations: dict[tuple[Any, ...], Any] = {}
+        self._hidden: dict[str, list[Any]] = {}
 
     def key(self, word: str, choice: Choice, seed: int) -> str:
         """Return what a cell is stored under."""
@@ -157,17 +158,35 @@ class Study:
         subject = self.bench.subject(word)
         quantized = quantize_model(subject.source, Recipe(tuple(entries)), calibration, seed=seed, rows=self.bench.rows)
         found = subject.judge(quantized.module())
-        layers = self.bench.layer_errors(word, quantized)
-        logs = [math.log(error) for error in layers.values() if error > 0.0]
         return {
-            "error": math.exp(statistics.fmean(logs)),
+            "error": self.hidden_error(word, quantized.module()),
             "value": found["value"],
             "ratio": found.get("ratio"),
             "ratio_error": found.get("ratio_error"),
             "bits_per_weight": quantized.bits_per_weight,
             "learning_seconds": sum(result.seconds for result in quantized.layers.values()),
-            "layers": layers,
         }
+
+    def hidden_error(self, word: str, module: Any) -> float:
+        """Return the relative squared error of the hidden states after the quantized blocks, on held-out samples."""
+        if word not in self._hidden:
+            self._hidden[word] = self.hidden(word, self.bench.subject(word).float_module())
+        wrong = total = 0.0
+        for own, true in zip(self.hidden(word, module), self._hidden[word], strict=True):
+            wrong += float((own - true).double().square().sum())
+            total += float(true.double().square().sum())
+        return wrong / total
+
+    def hidden(self, word: str, module: Any) -> list[Any]:
+        """Return the hidden states after the quantized blocks, a tensor for each batch."""
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            for batch in self.bench.calibration(word, HELD_OUT).batches:
+                given = module(*batch.arguments, **batch.options, output_hidden_states=True)
+                found.append(given.hidden_states[len(BLOCKS[word])])
+        return found
 
 
 def load(path: Path = CELLS) -> dict[str, dict[str, Any]]:
@@ -239,7 +258,7 @@ def report(study: Study, cells: Mapping[str, Mapping[str, Any]], words: Sequence
             rows = [row for row in rows if row is not None]
             if rows:
                 figure = "perplexity / float" if word == "gemma" else subject.figure
-                head = [axis, "layer error", figure, "bits per weight", "learning, s"]
+                head = [axis, "error after the blocks", figure, "bits per weight", "learning, s"]
                 parts.append(markdown(head, rows))
         lines = []
         for axis in AXES:
@@ -247,7 +266,7 @@ def report(study: Study, cells: Mapping[str, Mapping[str, Any]], words: Sequence
             if weight is not None:
                 lines.append(
                     f"- {axis}: {'matters' if weight.matters else 'does not stand out of the seeds'}; {weight.best} to "
-                    f"{weight.worst} is a factor of {weight.span:.3f} in layer error, two seeds {weight.noise:.3f}"
+                    f"{weight.worst} is a factor of {weight.span:.3f} in error, two seeds {weight.noise:.3f}"
                 )
         parts.append("\n".join(lines))
     return "\n\n".join(part for part in parts if part)
@@ -305,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = cells.get(key, lambda w=word, c=choice, s=seed: study.run(w, c, s), retry=True)
         if isinstance(found.get("error"), str):  # the name ``error`` is a figure here
             found = cells.keep(key, {"error_text": found["error"], "seconds": found["seconds"]})
-        figure = found.get("error_text") or f"layer error {found['error']:.4e}, {found['value']:.5g}"
+        figure = found.get("error_text") or f"error {found['error']:.4e}, {found['value']:.5g}"
         left = _minutes_left(cells.found, [study.key(*each) for each in wanted])
         print(f"[{count}/{len(wanted)}, {left:.0f} min left] {key}: {figure} ({found['seconds']:.1f} s)", flush=True)
     print(f"\n{report(study, cells.found, words)}\n\nstored in {cells.path}")

@@ -38,22 +38,32 @@ def test_cells_survive_and_errors_are_cells_too(tmp_path: Path):
     assert len(list(tmp_path.glob("cells.*.json"))) == 1  # the old figures are kept
 
 
+def test_two_runs_share_a_file(tmp_path: Path):
+    from methods_cells import Cells
+
+    one, other = (Cells(tmp_path / "cells.json", {"steps": 3}) for _ in range(2))
+    one.keep("a", {"value": 1.0})
+    other.keep("b", {"value": 2.0})
+    one.keep("c", {"value": 3.0})
+    assert set(Cells(tmp_path / "cells.json", {"steps": 3}).found) == {"a", "b", "c"} == set(one.found)
+
+
 def cells_of(**losses: float) -> dict[str, dict]:
-    return {
-        f"gemma | W4 channel | {method} | 0": {"value": 10 * loss, "layers": {"a": loss, "b": loss}}
-        for method, loss in losses.items()
-    }
+    whole = {f"gemma | W4 channel | {method} | 0": {"ratio": 1.0 + loss} for method, loss in losses.items()}
+    alone = {f"alone | gemma | W4 | {method}": {"layers": {"a": loss, "b": loss}} for method, loss in losses.items()}
+    return whole | alone
 
 
 def test_orders_are_met_or_not():
-    from methods_order import layer_loss, orders
+    from methods_order import layer_loss, orders, value
 
     good = cells_of(rtn=0.4, hqq=0.3, gptq=0.2, adaround=0.15, brecq=0.14, autoround=0.13, nupes=0.1)
-    assert math.isclose(layer_loss(good, "gemma", "W4 channel", "gptq") or 0.0, 0.2)
+    assert math.isclose(layer_loss(good, "gemma", "W4", "gptq") or 0.0, 0.2)
+    assert math.isclose(value(good, "gemma", "W4 channel", "gptq", "ratio") or 0.0, 1.2)
     lines = orders(good).splitlines()
-    assert len(lines) == 3 and all(line.startswith("- met") for line in lines)
+    assert len(lines) == 4 and all(line.startswith("- met") for line in lines)
     worse = orders(good | cells_of(nupes=0.16)).splitlines()
-    assert [line.startswith("- met") for line in worse] == [True, False, False]
+    assert [line.startswith("- met") for line in worse] == [True, False, True, False]
     joint = {"joint | gemma | W4": {"ratios": {"a": 0.9, "b": 1.1}}}
     assert orders(joint).startswith("- NOT met") and "1 of 2 layers" in orders(joint)
 
@@ -97,8 +107,11 @@ def test_a_cell_of_the_resnet_is_quantized_judged_and_measured(tmp_path: Path):
     found = bench.run(cell)
     assert 10.0 < found["value"] <= 100.0 and found["images"] == 450
     assert 4.0 < found["bits_per_weight"] < 9.0
-    assert "blocks.0.conv1" in found["layers"] and all(0.0 < error < 1.0 for error in found["layers"].values())
-    made = table(bench, "resnet", {cell.key: found})
+    assert 0.0 < found["divergence"] < 1000.0
+    alone = bench.alone("resnet", 4, "rtn")["layers"]
+    assert "blocks.0.conv1" in alone and all(0.0 < error < 1.0 for error in alone.values())
+    made = table(bench, "resnet", {cell.key: found, "alone | resnet | W4 | rtn": {"layers": alone}})
+    assert "output SQNR" in made
     assert f"{found['value']:.4g}" in made and "W4A4" in made
 
 
@@ -108,6 +121,7 @@ def test_the_plain_loops_follow_the_formulas_of_the_methods():
 
     from workbench.calibration.statistics import LayerStatistics
     from workbench.methods import LayerTask, parse_method
+    from workbench.methods.gradient.variables import TEMPERATURES
     from workbench.quantization.search import search_exponent
 
     draw = np.random.default_rng(0)
@@ -135,9 +149,14 @@ def test_the_plain_loops_follow_the_formulas_of_the_methods():
         grid = "uniform:bits=4" if word == "adaround" else "power:bits=4,exponent=0.7"
         rate = 0.02 if word == "adaround" else 0.002
         task = LayerTask.of(weight, grid, statistics=statistics)
-        method = parse_method(f"{word}:steps=200,start=task,ramp=0,learning_rate={rate}")
+        method = parse_method(f"{word}:steps=200,start=task,ramp=0,optimizer=adam,decay=false,learning_rate={rate}")
         schedule = Schedule(
-            200, rate, method.regularizer, scale_rate=method.scale_rate, exponent_rate=method.exponent_rate
+            200,
+            rate,
+            method.regularizer,
+            scale_rate=method.scale_rate,
+            exponent_rate=method.exponent_rate,
+            temperature=(TEMPERATURES[0], method.temperature_end),
         )
         curve, trace = loop(schedule), method.quantize_layer(task).trace
         pairs = [(loss, curve[at - 1]) for at, loss in zip(trace.steps, trace.loss, strict=True) if 150 <= at < 200]

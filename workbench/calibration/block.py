@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from workbench.calibration.forwarding import output_of, with_hidden
-from workbench.calibration.moments import accumulate, gather_rows
+from workbench.calibration.moments import FloatPasses, accumulate, gather_rows
 from workbench.calibration.statistics import LayerStatistics
 from workbench.calibration.store import TensorList, TensorStore
 from workbench.errors import CheckpointError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from workbench.calibration.whole_module import WholeModule
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
-NEEDS = frozenset({"moments", "gram", "inputs", "fisher"})
+NEEDS = frozenset({"moments", "gram", "gap", "inputs", "fisher"})
 
 
 class BlockInputs(Sequence[Arguments]):
@@ -182,7 +182,8 @@ class StreamBlock:
         Where the streams differ, the float block runs over the float inputs too, for the same sampled rows.
 
         Args:
-            needs: of ``moments``, ``gram``, ``inputs`` (sampled rows), ``fisher`` (E[g^2] of the output gradients; needs the
+            needs: of ``moments``, ``gram``, ``gap`` (moments of what the float model's inputs have more, where the streams
+                differ), ``inputs`` (sampled rows), ``fisher`` (E[g^2] of the output gradients; needs the
                 whole model in memory).
             rows: sampled rows at most.
             seed: of the sample.
@@ -205,13 +206,24 @@ class StreamBlock:
 
         def told(number: int, output: Any) -> None:
             self._tell(number / len(self.inputs))
-            if outputs is not None:
+            if outputs is not None and len(outputs) == number:  # a pass may be run again
                 outputs.append(output_of(output))
 
         sampled = rows if "inputs" in needs else 0
+        passes, targets = self._float_passes(wanted) if "gap" in needs and not own else (None, None)
         found = accumulate(
-            self.module, self.inputs, wanted, self._masks, gram="gram" in needs, rows=sampled, seed=seed, told=told
+            self.module,
+            self.inputs,
+            wanted,
+            self._masks,
+            gram="gram" in needs,
+            rows=sampled,
+            seed=seed,
+            told=told,
+            floats=passes,
         )
+        if targets is not None:
+            self._targets = targets
         if outputs is not None:
             self._targets = outputs
         float_rows: Mapping[str, np.ndarray | None] = {}
@@ -222,6 +234,16 @@ class StreamBlock:
             name: each.statistics(name, float_rows.get(name), fisher.get(name)) for name, each in found.items()
         }
         return {name: statistics[name] for name in wanted if statistics.get(name) is not None}  # type: ignore[misc]
+
+    def _float_passes(self, places: Mapping[str, str]) -> tuple[FloatPasses, TensorList | None]:
+        """Return what runs the float block pass by pass, and the list that its outputs go to, where nobody has them."""
+        outputs = self._store.new_list() if self._targets is None else None
+
+        def told(number: int, output: Any) -> None:
+            if outputs is not None and len(outputs) == number:
+                outputs.append(output_of(output))
+
+        return FloatPasses(self._float_module(), self.float_inputs, places, told), outputs
 
     def _float_rows(self, places: Mapping[str, str], found: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
         outputs = self._store.new_list() if self._targets is None else None

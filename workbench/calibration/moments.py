@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from workbench.calibration.statistics import LayerStatistics
+from workbench.calibration.statistics import InputGap, LayerStatistics
 from workbench.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -97,9 +97,16 @@ class Accumulator:
         self._sums: list[torch.Tensor] = []
         self._absmax: torch.Tensor | None = None
         self._gram: torch.Tensor | None = None
+        self._gap: list[torch.Tensor] | None = None
+        self._paired = True
 
-    def add(self, parts: Iterator[torch.Tensor]) -> None:
+    def add(self, parts: Iterator[torch.Tensor], floats: Iterator[torch.Tensor] | None = None) -> None:
         """Take the rows (groups, rows, depth) of one call, in parts.
+
+        Args:
+            parts: what the layer was given.
+            floats: the same rows in the float model. Where another number of them comes (an expert to which other tokens
+                were routed), nothing is said of how the two differ.
 
         Raises:
             CheckpointError: they are not finite.
@@ -107,6 +114,8 @@ class Accumulator:
         generator = np.random.default_rng([self._seed, len(self.calls)])
         seen = 0
         for part in parts:
+            if floats is not None:
+                self._add_gap(part, next(floats, None))
             if part.shape[1] == 0:
                 continue
             self._add_moments(part)
@@ -139,6 +148,22 @@ class Accumulator:
             else:
                 self._gram += product
 
+    def _add_gap(self, part: torch.Tensor, floating: torch.Tensor | None) -> None:
+        import torch
+
+        if floating is None or floating.shape != part.shape:
+            self._paired, self._gap = False, None
+        if not self._paired or floating is None:
+            return
+        wide = torch.float64 if part.device.type != "mps" and part.shape[2] <= WIDE_DEPTH else torch.float32
+        gaps = floating - part
+        turned = gaps.transpose(1, 2)
+        new = [torch.bmm(turned, part), torch.bmm(turned, gaps), gaps.sum(dim=1)]
+        if self._gap is None:
+            self._gap = [each.to(wide) for each in new]
+        else:
+            self._gap = [total.add_(each) for total, each in zip(self._gap, new, strict=True)]
+
     def _sample(self, part: torch.Tensor, keys: np.ndarray, first: int) -> None:
         import torch
 
@@ -167,6 +192,9 @@ class Accumulator:
         if self._gram is not None:
             gram = self._gram.cpu().numpy()
             gram = gram / gram.dtype.type(self.count)
+        gap = None
+        if self._gap is not None:
+            gap = InputGap(*(each.double().cpu().numpy() / self.count for each in self._gap))
         return LayerStatistics(
             name=name,
             count=self.count,
@@ -177,6 +205,7 @@ class Accumulator:
             gram=gram,
             inputs=None if self._sampled is None else self._sampled.numpy(),
             float_inputs=float_inputs,
+            gap=gap,
             fisher=fisher,
         )
 
@@ -195,6 +224,7 @@ def accumulate(
     rows: int,
     seed: int,
     told: Callable[[int, Any], object],
+    floats: Callable[[int], Mapping[str, list[torch.Tensor]]] | None = None,
 ) -> dict[str, Accumulator]:
     """Run a block on its inputs and sum up what its layers are given; layers with the same input share their sums.
 
@@ -207,14 +237,17 @@ def accumulate(
         rows: rows to sample.
         seed: of the sample.
         told: called with each pass's number and output; may raise ``Cancelled``.
+        floats: gives what each layer is given in the float model in a pass, for the moments of the difference; None for
+            none.
 
     Raises:
         CheckpointError: inputs that are not finite.
     """
+    asked: dict[str, Any] = {"gram": gram, "rows": rows, "seed": seed, "told": told, "floats": floats}
     try:
-        return _accumulate(module, calls, places, masks, gram=gram, rows=rows, seed=seed, told=told, share=True)
+        return _accumulate(module, calls, places, masks, **asked, share=True)
     except _NotSharedError:
-        return _accumulate(module, calls, places, masks, gram=gram, rows=rows, seed=seed, told=told, share=False)
+        return _accumulate(module, calls, places, masks, **asked, share=False)
 
 
 def _accumulate(
@@ -227,6 +260,7 @@ def _accumulate(
     rows: int,
     seed: int,
     told: Callable[[int, Any], object],
+    floats: Callable[[int], Mapping[str, list[torch.Tensor]]] | None,
     share: bool,
 ) -> dict[str, Accumulator]:
     import torch
@@ -234,6 +268,8 @@ def _accumulate(
     found: dict[str, Accumulator] = {}
     seen: dict[Any, tuple[torch.Tensor, Accumulator]] = {}  # of one pass; holds the tensors so that ids stay theirs
     number = 0
+    floating: Mapping[str, list[torch.Tensor]] = {}
+    listening = True
 
     def watch(name: str, layer: torch.nn.Module) -> Callable[..., None]:
         geometry = tuple(
@@ -241,6 +277,8 @@ def _accumulate(
         )
 
         def hook(_layer: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+            if not listening:
+                return
             value = arguments[0] if arguments else next(iter(options.values()))
             key = (id(value), value._version, geometry)
             known = seen.get(key) if share else None
@@ -252,7 +290,10 @@ def _accumulate(
                 own = found[name] = Accumulator(name, gram=gram, rows=rows, seed=seed)
             elif own.name != name:
                 raise _NotSharedError
-            own.add(input_rows(layer, value, masks[number]))
+            beside = None if floats is None else iter(())
+            if floating.get(name):
+                beside = input_rows(layer, floating[name].pop(0), masks[number])
+            own.add(input_rows(layer, value, masks[number]), beside)
             seen[key] = (value, own)
 
         return hook
@@ -266,6 +307,10 @@ def _accumulate(
     try:
         with torch.no_grad():
             for number, (arguments, options) in enumerate(calls):
+                if floats is not None:
+                    listening = False  # the float block may be this very module
+                    floating = floats(number)
+                    listening = True
                 output = module(*arguments, **options)
                 seen.clear()
                 told(number, output)
@@ -273,6 +318,52 @@ def _accumulate(
         for handle in handles:
             handle.remove()
     return found
+
+
+class FloatPasses:
+    """Runs the float block on one pass's float inputs and says what each layer was given.
+
+    Args:
+        module: the block with its float weights.
+        calls: its arguments in the float model, one entry for each pass.
+        places: layer names -> paths in the block.
+        told: called with each pass's number and output; may raise ``Cancelled``.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
+        places: Mapping[str, str],
+        told: Callable[[int, Any], object],
+    ) -> None:
+        self.layers = {name: module.get_submodule(path) for name, path in places.items()}
+        self.module, self.calls, self.told = module, calls, told
+
+    def __call__(self, number: int) -> dict[str, list[torch.Tensor]]:
+        """Return the input tensors of each layer that was reached in a pass, in the order of its calls."""
+        import torch
+
+        found: dict[str, list[torch.Tensor]] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(_layer: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+                found.setdefault(name, []).append(arguments[0] if arguments else next(iter(options.values())))
+
+            return hook
+
+        handles = [
+            layer.register_forward_pre_hook(watch(name), with_kwargs=True, prepend=True)
+            for name, layer in self.layers.items()
+        ]
+        try:
+            with torch.no_grad():
+                arguments, options = self.calls[number]
+                self.told(number, self.module(*arguments, **options))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
 
 def gather_rows(

@@ -11,6 +11,29 @@ from jaxtyping import Float
 from workbench.errors import CheckpointError
 
 
+@dataclass(frozen=True, eq=False)
+class InputGap:
+    """Moments of d = f - x: what the float model's inputs f have more than those of the model quantized so far, x.
+
+    All are float64 means over the same rows as the statistics they belong to.
+    """
+
+    across: Float[np.ndarray, "groups depth depth"]
+    """E[d x^T]."""
+    among: Float[np.ndarray, "groups depth depth"]
+    """E[d d^T]."""
+    mean: Float[np.ndarray, "groups depth"]
+    """E[d]."""
+
+    @staticmethod
+    def of(inputs: Float[np.ndarray, "groups rows depth"], floats: Float[np.ndarray, "groups rows depth"]) -> InputGap:
+        """Return the moments over rows that correspond."""
+        rows = inputs.astype(np.float64)
+        gaps = floats.astype(np.float64) - rows
+        turned = gaps.transpose(0, 2, 1)
+        return InputGap(turned @ rows / rows.shape[1], turned @ gaps / rows.shape[1], gaps.mean(axis=1))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerStatistics:
     """Inputs of one layer, boiled down to what methods need.
@@ -43,6 +66,8 @@ class LayerStatistics:
     """Sampled input rows, float32, as the model quantized so far gives them."""
     float_inputs: Float[np.ndarray, "groups rows depth"] | None = None
     """The same rows in the float model; None where they are the same numbers."""
+    gap: InputGap | None = None
+    """How all the rows differ from the float model's; None where they do not, or where it was not asked for."""
     fisher: Float[np.ndarray, " outputs"] | None = None
     """E[g^2] of the loss's gradient g with respect to each output channel, float64; None where it was not asked for."""
 

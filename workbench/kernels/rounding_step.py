@@ -1,7 +1,7 @@
-"""One optimiser step of soft codes in one pass over memory: the sigmoid, the regularizer, Adam, and the sums for scales.
+"""One optimiser step of soft codes in one pass over memory: sigmoid, regularizer, optimizer, and the sums for scales.
 
-The same arithmetic as ``workbench.methods.gradient.variables`` with torch's Adam, fused: a step of those is some thirty
-passes over tensors of the weight's size.
+The same arithmetic as ``workbench.methods.gradient.variables`` with torch's Adam or signed gradients, fused: a step of
+those is some thirty passes over tensors of the weight's size.
 
 - ``tanh`` is Lambert's continued fraction to seven terms: the sigmoid is only open for arguments within ln 11, where that
   is exact to 1e-8; beyond, h is clipped and has no slope.
@@ -113,9 +113,18 @@ def _adam(codes, first, second, pull, rate, root):
         codes[j] -= rate * mean / (np.sqrt(square) * root + np.float32(_LEAST))
 
 
+@kernel(fastmath=SUMS, inline=True)
+def _descend(codes, pull, rate):
+    """Move a run of codes by one rate against the sign of what pulls them; what nothing pulls stays."""
+    for j in range(len(pull)):
+        up = np.float32(1.0) if pull[j] < np.float32(0.0) else np.float32(0.0)
+        down = np.float32(1.0) if pull[j] > np.float32(0.0) else np.float32(0.0)
+        codes[j] += rate * (up - down)
+
+
 @kernel(parallel=True, fastmath=SUMS)
 def _step(
-    codes, first, second, gradient, unit, lower, inside, free, whole, sharp, levels, slopes, scale, offset, size,
+    codes, signed, first, second, gradient, unit, lower, inside, free, whole, sharp, levels, slopes, scale, offset, size,
     regularizer, powers, rate, root, at_scale, at_exponent,
 ):  # fmt: skip
     rows, columns = codes.shape
@@ -153,7 +162,10 @@ def _step(
                         total += strength * (left + h[j] * gap - o)
                         exponent += strength * (bend + h[j] * (slopes[k + 1] - bend))
                         pull[j] = (strength * gap + pull[j]) * slope[j]
-                    _adam(run, first[row, begin:end], second[row, begin:end], pull, rate, root)
+                    if signed:
+                        _descend(run, pull, rate)
+                    else:
+                        _adam(run, first[row, begin:end], second[row, begin:end], pull, rate, root)
                     if free and whole:
                         for j in range(count):
                             run[j] = min(max(run[j], np.float32(0.0)), top)
@@ -167,7 +179,7 @@ def _step(
 
 @dataclass(eq=False)
 class SoftCodes:
-    """Soft codes in arrays of their own memory, with Adam's moments; arrays float32 unless said otherwise.
+    """Soft codes in arrays of their own memory, with the optimizer's; arrays float32 unless said otherwise.
 
     Args:
         codes: the variable (rows, columns); moved in place.
@@ -177,6 +189,7 @@ class SoftCodes:
         whole: whether free codes may leave the two neighbours.
         offset: of the scales, their shape (rows or 1, groups).
         size: columns that share a scale.
+        signed: whether codes move by signed gradients instead of Adam.
     """
 
     codes: Float[np.ndarray, "rows columns"]
@@ -186,10 +199,12 @@ class SoftCodes:
     whole: bool
     offset: Float[np.ndarray, "rows groups"]
     size: int
+    signed: bool = False
 
     def __post_init__(self) -> None:
-        self.first = np.zeros_like(self.codes)
-        self.second = np.zeros_like(self.codes)
+        moments = (len(self.codes), 0 if self.signed else self.codes.shape[1])
+        self.first = np.zeros(moments, dtype=np.float32)
+        self.second = np.zeros(moments, dtype=np.float32)
         self.weights = np.empty_like(self.codes)
         self.count = 0
         self._powers: tuple[float, np.ndarray] = (0.0, np.zeros(TABLE + 2, dtype=np.float32))
@@ -233,7 +248,7 @@ class SoftCodes:
             scale: as in the last ``soft``.
             regularizer: factor of sum(1 - abs(2 h - 1)^sharpness), 0 for none.
             sharpness: its exponent, at least 1.
-            rate: Adam's learning rate.
+            rate: learning rate.
         """
         self.count += 1
         if regularizer and self._powers[0] != sharpness:
@@ -242,11 +257,12 @@ class SoftCodes:
         rows = len(self.codes)
         at_scale = np.empty((rows, scale.shape[1]), dtype=np.float32)
         at_exponent = np.empty(rows, dtype=np.float32)
+        corrected = rate if self.signed else rate / (1.0 - _FIRST**self.count)
         _step(
-            self.codes, self.first, self.second, gradient, np.float32(unit), self.lower, self.inside,
+            self.codes, self.signed, self.first, self.second, gradient, np.float32(unit), self.lower, self.inside,
             self.free, self.whole, np.float32(sharp), levels, slopes, scale, self.offset, self.size,
             np.float32(2.0 * regularizer * sharpness), self._powers[1],
-            np.float32(rate / (1.0 - _FIRST**self.count)), np.float32(1.0 / math.sqrt(1.0 - _SECOND**self.count)),
+            np.float32(corrected), np.float32(1.0 / math.sqrt(1.0 - _SECOND**self.count)),
             at_scale, at_exponent,
         )  # fmt: skip
         return at_scale, float(at_exponent.sum(dtype=np.float64))

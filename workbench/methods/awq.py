@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from workbench.calibration.statistics import LayerStatistics
+from workbench.calibration.statistics import InputGap, LayerStatistics
 from workbench.errors import QuantizationError
 from workbench.methods.method import Method, Need, Outcome, Scope, register
 from workbench.methods.result import LayerResult
@@ -228,14 +228,16 @@ def divided_inputs(statistics: LayerStatistics, factors: Float[np.ndarray, " dep
     """
     s = np.asarray(factors, dtype=np.float64)[None]
     single = s.astype(np.float32)[:, None]
-    gram = statistics.gram
+    pairs = s[:, :, None] * s[:, None, :]
+    gram, gap = statistics.gram, statistics.gap
     return replace(
         statistics,
         second=statistics.second / s**2,
         mean=statistics.mean / s,
         mean_magnitude=statistics.mean_magnitude / s,
         absmax=statistics.absmax / s,
-        gram=None if gram is None else (gram / (s[:, :, None] * s[:, None, :])).astype(gram.dtype),
+        gram=None if gram is None else (gram / pairs).astype(gram.dtype),
         inputs=None if statistics.inputs is None else statistics.inputs / single,
         float_inputs=None if statistics.float_inputs is None else statistics.float_inputs / single,
+        gap=None if gap is None else InputGap(gap.across / pairs, gap.among / pairs, gap.mean / s),
     )

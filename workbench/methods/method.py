@@ -16,7 +16,7 @@ from workbench.methods.task import BlockTask, LayerTask
 
 #: What a method needs to know of a layer's inputs. ``moments``: means and maxima; ``gram``: E[x x^T]; ``inputs``: rows;
 #: ``fisher``: squared output gradients (layers), or the gradients at a block's outputs (blocks).
-Need = Literal["moments", "gram", "inputs", "fisher"]
+Need = Literal["moments", "gram", "gap", "inputs", "fisher"]
 Scope = Literal["layer", "block"]
 
 

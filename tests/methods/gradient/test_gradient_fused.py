@@ -75,7 +75,7 @@ def test_the_kernels_sigmoid_is_the_sigmoid_where_it_is_open():
     np.testing.assert_allclose(found, truth, atol=5e-7)
 
 
-@pytest.mark.parametrize("word", ["adaround", "nupes"])
+@pytest.mark.parametrize("word", ["adaround", "adaround:optimizer=signsgd", "nupes:optimizer=adam", "nupes"])
 def test_the_same_curve_with_and_without(word, monkeypatch):
     generator = np.random.default_rng(0)
     weight = generator.standard_t(5, (24, 40)).astype(np.float32)
@@ -85,7 +85,7 @@ def test_the_same_curve_with_and_without(word, monkeypatch):
     seen = LayerStatistics.from_inputs("layer", inputs)
     seen = replace(seen, float_inputs=seen.inputs * generator.normal(1.0, 0.1, inputs.shape).astype(np.float32))
     task = LayerTask.of(weight, "power:bits=4,exponent=0.7", statistics=seen, scale="mse")
-    method = parse_method(word).but(steps=60)
+    method = parse_method(word).but(steps=60, inputs="quantized")
     fast = method.quantize_layer(task)
     monkeypatch.setattr(FusedStep, "fits", staticmethod(lambda layer, optimizer: False))
     plain = method.quantize_layer(task)

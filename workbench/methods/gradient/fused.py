@@ -19,9 +19,10 @@ class FusedStep:
     Args:
         layer: ``Sigmoid`` or ``Free``, on the CPU in float32; its ``codes`` are moved in place, so that its hard
             solutions stay right.
+        optimizer: ``adam`` or ``signsgd``.
     """
 
-    def __init__(self, layer: SoftWeight) -> None:
+    def __init__(self, layer: SoftWeight, optimizer: str = "adam") -> None:
         from workbench.kernels.rounding_step import SoftCodes
 
         self.layer = layer
@@ -34,6 +35,7 @@ class FusedStep:
             whole=layer.freedom.whole_range,
             offset=axis.offset.numpy(),
             size=axis.granularity.group_size(axis.columns),
+            signed=optimizer == "signsgd",
         )
         self._sharp = 1.0
         self._scale = axis.scale
@@ -45,7 +47,7 @@ class FusedStep:
 
         return (
             isinstance(layer, Sigmoid | Free)
-            and optimizer == "adam"
+            and optimizer in {"adam", "signsgd"}
             and layer.weight.device.type == "cpu"
             and layer.codes.dtype == torch.float32
         )

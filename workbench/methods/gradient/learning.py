@@ -106,7 +106,8 @@ def _learn(
     layers: Sequence[SoftWeight], objective: Objective, schedule: Schedule, recorder: Recorder, first: float
 ) -> Learned:
     unit = sum(layer.weight.numel() for layer in layers) / first
-    fused = [FusedStep(layer) if FusedStep.fits(layer, schedule.optimizer) else None for layer in layers]
+    word = schedule.optimizer
+    fused = [FusedStep(layer, word) if FusedStep.fits(layer, word) else None for layer in layers]
     optimizer = _optimizer(layers, fused, schedule)
     best, least = None, first
     checks = {math.ceil(schedule.steps * (number + 1) / schedule.checks) for number in range(schedule.checks)}

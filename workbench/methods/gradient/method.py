@@ -81,7 +81,8 @@ class GradientMethod(Method):
         beta_end: beta at the end.
         temperature_end: last temperature of ``free``; it rises geometrically from 2 ln 11 (derived).
         scope: ``layer``, or ``block``: all layers of a block together on the block's output.
-        inputs: ``quantized``, what the model quantized so far gives; ``float``; ``qdrop``, an element-wise mix of both.
+        inputs: ``float``, the float model's (coded, where the recipe codes inputs); ``quantized``, what the model quantized so far gives, so that a layer or block
+            makes good what those before it lost; ``qdrop``, an element-wise mix of both.
         batch: of one layer's step: ``gram``, all calibration rows at once (for ``mse`` and ``fisher`` through their second
             moments), or a number of kept rows, drawn anew each step.
         block_batches: stored batches of one step of a block.
@@ -115,7 +116,7 @@ class GradientMethod(Method):
     beta_end: float = 2.0
     temperature_end: float = 20.0
     scope: str = "layer"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - a setting here
-    inputs: str = "quantized"
+    inputs: str = "float"
     batch: str = "gram"
     block_batches: int = 1
     start: str = "best"
@@ -157,13 +158,18 @@ class GradientMethod(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The Gram matrix (to measure by, and to learn from), input rows where it learns from them, and ``fisher``."""
+        """The Gram matrix (to measure by, and to learn from), how the streams differ or input rows, and ``fisher``."""
         found: set[Need] = {"gram"}
         if self.scope == "layer":
-            found.add("inputs")
+            found |= {"inputs", "gap"} if self._full_batch else {"inputs"}
         if self.loss == "fisher":
             found.add("fisher")
         return frozenset(found)
+
+    @property
+    def _full_batch(self) -> bool:
+        """Whether a single layer is learned through its second moments."""
+        return self.batch == "gram" and self.loss in {"mse", "fisher"}
 
     @property
     def steps_planned(self) -> int:
@@ -177,11 +183,10 @@ class GradientMethod(Method):
             QuantizationError: no inputs, no rows or no gradients where the settings ask for them, or a fitted grid.
         """
         known = task.statistics
-        full = self.batch == "gram" and self.loss in {"mse", "fisher"}
         words = ""
         if known is None or (known.gram is None and known.inputs is None):
             words = "the Gram matrix of its inputs, or sampled inputs"
-        elif not full and known.inputs is None:
+        elif not self._full_batch and known.inputs is None:
             words = f"sampled inputs for loss={self.loss}, batch={self.batch}"
         elif self.loss == "fisher" and known.fisher is None:
             words = "gradients at its outputs"
@@ -192,9 +197,11 @@ class GradientMethod(Method):
     def _quantize(self, task: LayerTask, run: Run) -> Outcome:
         import torch
 
-        seen, notes = coded_task(task)
+        share = SHARES[self.inputs]
+        seen, notes = coded_task(task, of_float=share == 1.0)
         weight = torch.from_numpy(np.array(task.weight)).to(run.device)
-        objective = self._layer_objective(seen, weight, run)
+        # Coded inputs are never the float ones: with ``inputs=float`` it is the float model's that are coded.
+        objective = self._layer_objective(seen, weight, 0.0 if seen is not task and share == 1.0 else share, run)
 
         def loss(found: QuantizedTensor) -> float:
             return objective.value([_dequantized(found, weight)], [None])
@@ -261,9 +268,8 @@ class GradientMethod(Method):
             )
         return results
 
-    def _layer_objective(self, task: LayerTask, weight: torch.Tensor, run: Run) -> Objective:
-        share = SHARES[self.inputs]
-        if self.batch == "gram" and self.loss in {"mse", "fisher"}:
+    def _layer_objective(self, task: LayerTask, weight: torch.Tensor, share: float, run: Run) -> Objective:
+        if self._full_batch:
             return GramObjective(task, weight, share, fisher_weights(task) if self.loss == "fisher" else None)
         return RowsObjective(
             task,

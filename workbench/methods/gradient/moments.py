@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from workbench.calibration.statistics import LayerStatistics
+from workbench.calibration.statistics import InputGap, LayerStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,37 +39,37 @@ class Moments:
 def mixed_moments(statistics: LayerStatistics, share_of_float: float) -> Moments:
     """Return the moments of inputs that are the float model's with a given probability, element by element.
 
-    The Gram matrix is that of all rows calibration saw; what differs between the two streams is measured on the kept rows.
+    Where the statistics know of the gap between both streams, these are moments over all rows that calibration saw. Else
+    everything is taken from the kept rows, the Gram matrix too: moments of different rows do not belong to any inputs, and
+    learning would fit what is noise between them.
 
     Args:
         statistics: of the layer's inputs, with ``gram`` or ``inputs``.
         share_of_float: probability P in [0, 1] that an element is the float model's.
     """
-    quantized, floating = statistics.inputs, statistics.float_inputs
-    if statistics.gram is not None:
+    kept, floating, gap = statistics.inputs, statistics.float_inputs, statistics.gap
+    if gap is None and kept is not None and floating is not None and not np.array_equal(kept, floating):
+        gap = InputGap.of(kept, floating)
+        gram, mean = _moments(kept)
+    elif statistics.gram is not None:
         gram, mean = statistics.gram.astype(np.float64), statistics.mean
     else:
-        assert quantized is not None
-        wide = quantized.astype(np.float64)
-        gram, mean = _product(wide, wide), wide.mean(axis=1)
-    none = np.zeros_like(statistics.mean)
-    if floating is None or quantized is None or floating is quantized:
-        return Moments(gram, None, None, mean, none)
-    rows = quantized.astype(np.float64)
-    gaps = floating.astype(np.float64) - rows
-    if not gaps.any():
-        return Moments(gram, None, None, mean, none)
+        assert kept is not None
+        gram, mean = _moments(kept)
+    if gap is None:
+        return Moments(gram, None, None, mean, np.zeros_like(statistics.mean))
     share = share_of_float
-    across, among, mean_gap = _product(gaps, rows), _product(gaps, gaps), gaps.mean(axis=1)
-    diagonal = among * np.eye(among.shape[1])
-    mixed = gram + share * (across + across.transpose(0, 2, 1)) + share**2 * among + share * (1.0 - share) * diagonal
+    diagonal = gap.among * np.eye(gap.among.shape[1])
+    turned = gap.across.transpose(0, 2, 1)
+    mixed = gram + share * (gap.across + turned) + share**2 * gap.among + share * (1.0 - share) * diagonal
     if share == 1.0:
-        return Moments(mixed, None, None, mean + mean_gap, none)
-    cross = (1.0 - share) * across + share * (1.0 - share) * (among - diagonal)
-    gap = (1.0 - share) ** 2 * among + share * (1.0 - share) * diagonal
-    return Moments(mixed, cross, gap, mean + share * mean_gap, (1.0 - share) * mean_gap)
+        return Moments(mixed, None, None, mean + gap.mean, np.zeros_like(gap.mean))
+    cross = (1.0 - share) * gap.across + share * (1.0 - share) * (gap.among - diagonal)
+    among = (1.0 - share) ** 2 * gap.among + share * (1.0 - share) * diagonal
+    return Moments(mixed, cross, among, mean + share * gap.mean, (1.0 - share) * gap.mean)
 
 
-def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the mean over rows of left right^T, slice by slice."""
-    return left.transpose(0, 2, 1) @ right / left.shape[1]
+def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return E[x x^T] and E[x] of rows (groups, rows, depth)."""
+    wide = rows.astype(np.float64)
+    return wide.transpose(0, 2, 1) @ wide / wide.shape[1], wide.mean(axis=1)
