@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from workbench.calibration import BlockStream, Calibration
 from workbench.calibration.moments import Accumulator, input_rows
+from workbench.calibration.statistics import InputGap
 from workbench.errors import CheckpointError
 
 
@@ -223,6 +224,49 @@ def test_the_same_rows_in_both_streams(net, calibration):
         with torch.no_grad():
             for each in block.module.parameters():
                 each.mul_(1.25)
+
+
+def test_how_the_streams_differ_is_summed_over_all_rows(net, calibration):
+    changed = copy.deepcopy(net)
+    with torch.no_grad():
+        for each in changed.blocks.parameters():
+            each.mul_(1.25)
+    seen = 0
+    for number, block in enumerate(BlockStream(net, calibration)):
+        # ``inputs`` beside it takes rows of the same pass: neither may disturb the other, nor the float outputs.
+        found = block.statistics(needs={"gram", "gap", "inputs"}, rows=1000)
+        for name, statistics in found.items():
+            if number == 0:
+                assert statistics.gap is None
+            elif name.endswith((".gate", ".up")) or name == "head":  # nothing of this block is changed yet
+                now, before = (
+                    np.concatenate([e.reshape(-1, e.shape[-1]).numpy() for e in run_by_hand(each, calibration, name)])
+                    for each in (changed, net)
+                )
+                truth = InputGap.of(now[None], before[None])
+                for field in ("across", "among", "mean"):
+                    np.testing.assert_allclose(
+                        getattr(statistics.gap, field), getattr(truth, field), rtol=1e-4, atol=1e-6
+                    )
+                seen += 1
+        if number:
+            targets = [each.clone() for each in block.targets]
+            hands = [block.module(*given, **options) for given, options in block.float_inputs]
+            for target, hand in zip(targets, hands, strict=True):
+                torch.testing.assert_close(target, hand.detach() if isinstance(hand, torch.Tensor) else hand[0])
+        with torch.no_grad():
+            for each in block.module.parameters():
+                each.mul_(1.25)
+    assert seen > 2
+
+
+def test_an_expert_with_other_tokens_has_no_gap():
+    own = Accumulator("expert", gram=True, rows=0, seed=0)
+    own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 3, 2)]))
+    own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 2, 2)]))
+    own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 3, 2)]))
+    found = own.statistics("expert", None, None)
+    assert found is not None and found.count == 9 and found.gap is None
 
 
 def test_statistics_in_the_middle_of_a_block_follow_its_changes(net, calibration):

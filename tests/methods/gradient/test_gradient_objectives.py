@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from workbench.calibration.statistics import LayerStatistics
+from workbench.calibration.statistics import InputGap, LayerStatistics
 from workbench.methods import LayerTask
+from workbench.methods.gradient.inputs import coded_moments
 from workbench.methods.gradient.moments import mixed_moments
 from workbench.methods.gradient.objectives import GramObjective, RowsObjective, mixed_arguments
 
@@ -153,3 +156,36 @@ def test_mixed_arguments_mix_only_what_differs():
     assert options["pair"][1] == 7
     assert mixed_arguments(one, two, 0.0, generator) is one
     assert mixed_arguments(one, two, 1.0, generator) is two
+
+
+def test_moments_over_all_rows_where_the_gap_is_known_and_over_the_kept_ones_where_not():
+    generator = np.random.default_rng(3)
+    quantized = generator.standard_normal((1, 400, 8)).astype(np.float32)
+    floating = quantized + 0.2 * generator.standard_normal(quantized.shape).astype(np.float32)
+    whole = LayerStatistics.from_inputs("layer", quantized, keep=5)
+    kept = np.linspace(0, 399, 5).astype(int)
+    with_gap = replace(whole, float_inputs=floating[:, kept], gap=InputGap.of(quantized, floating))
+    wide = floating.astype(np.float64)
+    np.testing.assert_allclose(
+        mixed_moments(with_gap, 1.0).gram, wide.transpose(0, 2, 1) @ wide / 400, rtol=1e-6, atol=1e-9
+    )
+    without = mixed_moments(replace(whole, float_inputs=floating[:, kept]), 1.0)
+    few = floating[:, kept].astype(np.float64)
+    np.testing.assert_allclose(without.gram, few.transpose(0, 2, 1) @ few / 5, rtol=1e-6, atol=1e-9)
+    assert np.linalg.eigvalsh(without.gram[0])[0] > -1e-9  # moments of some inputs, if of few
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.9])
+def test_coded_moments_are_those_of_a_gain_and_noise(gain):
+    generator = np.random.default_rng(4)
+    inputs = (generator.standard_normal((1, 20_000, 6)) @ generator.standard_normal((6, 6))).astype(np.float32)
+    coded = (gain * inputs + 0.3 * generator.standard_normal(inputs.shape)).astype(np.float32)
+    known, seen = (LayerStatistics.from_inputs("layer", each) for each in (inputs, coded))
+    found, truth = coded_moments(known, seen), InputGap.of(coded, inputs)
+    np.testing.assert_allclose(found.gram, seen.gram, atol=0.02 * np.abs(seen.gram).max())
+    for field in ("across", "among", "mean"):
+        one, other = getattr(found.gap, field), getattr(truth, field)
+        np.testing.assert_allclose(one, other, atol=0.02 * np.abs(seen.gram).max(), err_msg=field)
+    deep = LayerStatistics.from_inputs("layer", inputs, keep=3)
+    few = coded_moments(deep, LayerStatistics.from_inputs("layer", coded[:, np.linspace(0, 19_999, 3).astype(int)]))
+    assert np.linalg.eigvalsh(few.gram[0])[0] > 0.0
