@@ -54,8 +54,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 
 from workbench import demo_path, open_model
+from workbench.calibration.docstrings import docstring_sentences
 from workbench.evaluation import accuracy, perplexity, sentence_pairs, similarity
-from workbench.evaluation.similarity import docstring_sentences
 from workbench.integer import IntegerModel, integerize
 from workbench.integer.bert import calibration_inputs, padded
 from workbench.integer.graph_builder import load_tokenizer

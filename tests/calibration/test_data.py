@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.calibration import Calibration, texts
-from workbench.calibration.data import training_digits
+from workbench.calibration.data import reads_prose, training_digits
+from workbench.calibration.docstrings import english
 from workbench.calibration.runnable import digits
 from workbench.calibration.texts import default_texts, ordered_pieces, pieces_of
 from workbench.checkpoints import open_model
@@ -221,3 +222,36 @@ def test_counts_may_be_numbers_of_numpy():
     five, two, one = np.int64(5), np.int64(2), np.int64(1)
     found = MAKERS.from_images("demo:tiny-resnet", samples=five, batch=two, seed=one)
     assert found.content_key == MAKERS.from_images("demo:tiny-resnet", samples=5, batch=2, seed=1).content_key
+
+
+def test_short_texts_come_in_the_order_of_the_choice():
+    sentences = [
+        f"A sentence of {'quite ' * (number % 7)}some words about the number {number}." for number in range(60)
+    ]
+    one, other = (Calibration.from_texts(GEMMA, sentences, samples=20, length=64, seed=seed) for seed in (0, 1))
+    assert one.samples == other.samples == 20
+    assert one.content_key != other.content_key
+    lengths = [ids.shape[1] for ids in ids_of(one)]
+    assert min(lengths) < max(lengths)  # not the longest twenty
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "prose"),
+    [
+        ("bert", "BertModel", True),
+        ("bert", "BertForMaskedLM", True),
+        ("bert", "BertLMHeadModel", False),
+        ("gemma3_text", "Gemma3ForCausalLM", False),
+        ("llama", "LlamaModel", False),
+    ],
+)
+def test_encoders_read_prose(kind, architecture, prose):
+    from types import SimpleNamespace
+
+    assert reads_prose(SimpleNamespace(model_type=kind, architectures=[architecture])) is prose
+    assert not reads_prose(None)
+
+
+def test_english_is_what_docstrings_say():
+    module = 'def f():\n    """Return what everybody has been waiting for. Short one.\n\n    >>> f()\n    """\n'
+    assert english([module, "x = 1\n"]) == ["Return what everybody has been waiting for."]

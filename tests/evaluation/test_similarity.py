@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from workbench.calibration.docstrings import docstring_sentences
 from workbench.errors import WorkbenchError
 from workbench.evaluation import sentence_pairs, similarity, spearman
-from workbench.evaluation.similarity import docstring_sentences, ordered_share, pair_similarities
+from workbench.evaluation.similarity import ordered_share, pair_similarities
 
 
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=40))

@@ -15,9 +15,9 @@ from integer_only import check_run
 from random_decoders import DECODERS, decoder
 
 from workbench import demo_path, open_model
+from workbench.calibration.docstrings import docstring_sentences
 from workbench.errors import SemanticsError
 from workbench.evaluation import perplexity, sentence_pairs, similarity
-from workbench.evaluation.similarity import docstring_sentences
 from workbench.integer import integerize
 from workbench.integer.bert import padded
 from workbench.integer.graph_builder import load_tokenizer

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from workbench.calibration.docstrings import english
 from workbench.calibration.hosts import opened, program_of, whole_host
 from workbench.calibration.runnable import Batch, _quietly, digits
 from workbench.calibration.store import map_tensors
@@ -21,6 +22,8 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("tekken.json", "spm.model", "vocab.bpe", "tokenizer.tiktoken"),
 )
+#: Texts of fewer tokens are taken when there are no others: they are mostly what was left at the end of a file.
+SCRAP = 8
 #: The split of data/train_tiny_resnet.py: calibration uses training images only.
 _DIGITS_SEED = 20261120
 _DIGITS_HELD_OUT = 0.25
@@ -81,7 +84,8 @@ class Calibration:
 
         Args:
             model: a ``Model``, what ``open_model`` takes, or a torch module (then a tokenizer is needed).
-            texts: by default this Python's standard library without the modules that evaluation holds out.
+            texts: by default this Python's standard library without the modules that evaluation holds out; for an encoder
+                the English of its docstrings.
             samples: how many at most.
             length: tokens of a sample, with the special ones that the tokenizer adds.
             batch: samples of a forward pass, at most.
@@ -97,6 +101,8 @@ class Calibration:
         found = opened(model)
         accepted, config, reader = _reader(found, tokenizer)
         given, what = default_texts() if texts is None else (_texts(texts), "")
+        if texts is None and reads_prose(config):
+            given, what = english(given), f"the docstrings of {what}"
         most = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or length)
         length = min(length, most)
         pieces = ordered_pieces(given, length, choose, samples, seed)
@@ -267,6 +273,15 @@ def _texts(texts: Any) -> list[str]:
     return given
 
 
+def reads_prose(config: Any) -> bool:
+    """Say whether a model is an encoder of prose: a masked language model's kind, without a head that writes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    heads = [str(each) for each in getattr(config, "architectures", None) or ()]
+    writes = any("LMHead" in head or "CausalLM" in head or "ConditionalGeneration" in head for head in heads)
+    return getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not writes
+
+
 def _reader(model: Model, tokenizer: Any) -> tuple[set[str], Any, Any]:
     """Return the names of a model's arguments, its configuration, and its tokenizer."""
     import inspect
@@ -299,7 +314,7 @@ def _reader(model: Model, tokenizer: Any) -> tuple[set[str], Any, Any]:
 
 
 def _token_rows(tokenizer: Any, pieces: Sequence[str], samples: int, length: int) -> list[dict[str, list[int]]]:
-    """Tokenize pieces until there are enough that fill a sample; fill up with the longest of the shorter ones."""
+    """Tokenize pieces until there are enough that fill a sample; fill up with shorter ones in their order, scraps last."""
     full: list[dict[str, list[int]]] = []
     short: list[dict[str, list[int]]] = []
     for start in range(0, len(pieces), samples):
@@ -314,7 +329,7 @@ def _token_rows(tokenizer: Any, pieces: Sequence[str], samples: int, length: int
                 short.append(row)
     rows = full[:samples]
     if len(rows) < samples:
-        rows += sorted(short, key=lambda row: -len(row["input_ids"]))[: samples - len(rows)]
+        rows += sorted(short, key=lambda row: len(row["input_ids"]) < SCRAP)[: samples - len(rows)]
     if not rows:
         message = "the texts hold no sample of two tokens or more"
         raise CheckpointError(message)

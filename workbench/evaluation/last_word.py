@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from workbench.calibration.docstrings import docstring_sentences
 from workbench.errors import WorkbenchError
 from workbench.evaluation.log_probabilities import checked_logits, log_probabilities
 from workbench.evaluation.perplexity import held_out_documents
-from workbench.evaluation.similarity import docstring_sentences
 from workbench.evaluation.standard_errors import share_error
 from workbench.evaluation.subject import Subject, subject
 from workbench.evaluation.windows import encode
