@@ -12,7 +12,7 @@ and what it calls robust choices (the calibration set). Its tables could not be 
 Every cell quantizes the layers of the first two blocks of a model to three bits, a scale for each row, with the same steps
 of the same loop (``learn``), the rest of the model staying float; the last block's inputs are thus what the quantized
 block before it gives. Fixed unless an axis varies it: free codes over the whole power grid, learned scale, mean squared
-error, Adam, one layer at a time, inputs of the quantized model, 64 random samples of 128 tokens. Where a choice forbids the
+error, Adam, one layer at a time, inputs of the float model, 64 random samples of 128 tokens. Where a choice forbids the
 fixed ones, the whole axis is run without them, so that its rows differ in one thing only: ``variable`` is run up/down with
 fixed scales (the rectified sigmoid can nothing else), ``loss`` on mini-batches of rows (only squared errors have a Gram
 matrix), ``grid`` without a learned exponent. A seed chooses the samples and drives the method.
