@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.calibration import BlockStream, Calibration
-from workbench.calibration.moments import Accumulator, input_rows
+from workbench.calibration.moments import Accumulator, FloatPasses, accumulate, input_rows
 from workbench.calibration.statistics import InputGap
 from workbench.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def test_patches_times_the_matrix_view_are_the_convolution(layer, most, monkeypa
 
 
 def accumulated(parts, **options):
-    found = Accumulator("layer", **{"gram": True, "rows": 16, "seed": 3, **options})
+    found = Accumulator("layer", **{"gram": True, "gap": False, "rows": 16, "seed": 3, **options})
     for part in parts:
         found.add(iter([part]))
     return found
@@ -104,7 +104,7 @@ def test_sums_are_those_of_float64_in_any_batches(sizes, groups, depth, scale, s
     rows = (generator.standard_normal((groups, sum(sizes), depth)) * scale + 0.3 * scale).astype(np.float32)
     rows[:, :, 0] = 0.0  # a dead input
     parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
-    found = accumulated(map(torch.from_numpy, parts)).statistics("layer", None, None)
+    found = accumulated(map(torch.from_numpy, parts)).statistics("layer", None)
     if sum(sizes) == 0:
         assert found is None
         return
@@ -122,9 +122,9 @@ def test_sums_are_those_of_float64_in_any_batches(sizes, groups, depth, scale, s
 def test_the_sample_is_uniform_and_seeded():
     rows = torch.arange(4000, dtype=torch.float32).reshape(1, -1, 1)
     parts = list(rows.split(100, dim=1))
-    one = accumulated(parts, rows=400).statistics("layer", None, None).inputs[0, :, 0]
-    np.testing.assert_array_equal(one, accumulated(parts, rows=400).statistics("layer", None, None).inputs[0, :, 0])
-    assert not np.array_equal(one, accumulated(parts, rows=400, seed=4).statistics("layer", None, None).inputs[0, :, 0])
+    one = accumulated(parts, rows=400).statistics("layer", None).inputs[0, :, 0]
+    np.testing.assert_array_equal(one, accumulated(parts, rows=400).statistics("layer", None).inputs[0, :, 0])
+    assert not np.array_equal(one, accumulated(parts, rows=400, seed=4).statistics("layer", None).inputs[0, :, 0])
     counts = np.histogram(one, bins=8, range=(0, 4000))[0]
     assert counts.sum() == 400
     assert ((counts - 50.0) ** 2 / 50.0).sum() < 24.3  # chi-squared, 7 degrees of freedom, one in a thousand
@@ -133,10 +133,10 @@ def test_the_sample_is_uniform_and_seeded():
 def test_wide_layers_are_summed_in_float32(monkeypatch):
     monkeypatch.setattr("workbench.calibration.moments.WIDE_DEPTH", 4)
     rows = torch.randn(1, 50, 5)
-    found = accumulated(rows.split(7, dim=1)).statistics("layer", None, None)
+    found = accumulated(rows.split(7, dim=1)).statistics("layer", None)
     assert found.gram.dtype == np.float32
     check_against_float64(found, rows.numpy())
-    assert accumulated([rows[..., :4]]).statistics("layer", None, None).gram.dtype == np.float64
+    assert accumulated([rows[..., :4]]).statistics("layer", None).gram.dtype == np.float64
 
 
 class Net(torch.nn.Module):
@@ -261,12 +261,40 @@ def test_how_the_streams_differ_is_summed_over_all_rows(net, calibration):
 
 
 def test_an_expert_with_other_tokens_has_no_gap():
-    own = Accumulator("expert", gram=True, rows=0, seed=0)
+    own = Accumulator("expert", gram=True, gap=True, rows=4, seed=0)
     own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 3, 2)]))
+    assert own.statistics("expert", None).gap is not None
     own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 2, 2)]))
     own.add(iter([torch.ones(1, 3, 2)]), iter([torch.ones(1, 3, 2)]))
-    found = own.statistics("expert", None, None)
-    assert found is not None and found.count == 9 and found.gap is None
+    found = own.statistics("expert", None)
+    assert found is not None and found.count == 9 and found.gap is None and found.float_inputs is None
+    assert found.inputs.shape == (1, 4, 2)
+
+
+class Switch(torch.nn.Module):
+    """Calls its layer only where the input's mean is above 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+
+    def forward(self, given):
+        return self.layer(given) if given.mean() > 0 else given
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_an_expert_that_only_the_float_model_reached_in_a_pass_has_no_gap(off):
+    module = Switch()
+    floats = [((torch.rand(2, 3) + 0.1,), {}) for _ in range(3)]
+    calls = [((-each[0] if number == off else each[0],), {}) for number, (each, _) in enumerate(floats)]
+    asked = {"gram": True, "gap": True, "rows": 8, "seed": 0, "told": lambda number, output: None}
+    places, masks = {"layer": "layer"}, [None] * 3
+    passes = FloatPasses(module, floats, places, lambda number, output: None)
+    found = accumulate(module, calls, places, masks, **asked, floats=passes)["layer"].statistics("layer", None)
+    assert found.count == 4 and found.gap is None and found.float_inputs is None
+    same = accumulate(module, floats, places, masks, **asked, floats=passes)["layer"].statistics("layer", None)
+    assert same.count == 6 and not same.gap.among.any()
+    np.testing.assert_array_equal(same.float_inputs, same.inputs)
 
 
 def test_statistics_in_the_middle_of_a_block_follow_its_changes(net, calibration):

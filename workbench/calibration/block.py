@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from workbench.calibration.forwarding import output_of, with_hidden
-from workbench.calibration.moments import FloatPasses, accumulate, gather_rows
+from workbench.calibration.moments import FloatPasses, accumulate
 from workbench.calibration.statistics import LayerStatistics
 from workbench.calibration.store import TensorList, TensorStore
 from workbench.errors import CheckpointError
@@ -179,12 +179,12 @@ class StreamBlock:
     ) -> dict[str, LayerStatistics]:
         """Run the block over its inputs once and return what its layers were given.
 
-        Where the streams differ, the float block runs over the float inputs too, for the same sampled rows.
+        Where the streams differ and ``gap`` or ``inputs`` are wanted, the float block runs beside it, pass by pass.
 
         Args:
-            needs: of ``moments``, ``gram``, ``gap`` (moments of what the float model's inputs have more, where the streams
-                differ), ``inputs`` (sampled rows), ``fisher`` (E[g^2] of the output gradients; needs the
-                whole model in memory).
+            needs: of ``moments``, ``gram``, ``gap`` (moments of what the float model's inputs have more, where the
+                streams differ), ``inputs`` (sampled rows, of both streams), ``fisher`` (E[g^2] of the output gradients;
+                needs the whole model in memory).
             rows: sampled rows at most.
             seed: of the sample.
             names: layers; all by default.
@@ -209,30 +209,24 @@ class StreamBlock:
             if outputs is not None and len(outputs) == number:  # a pass may be run again
                 outputs.append(output_of(output))
 
-        sampled = rows if "inputs" in needs else 0
-        passes, targets = self._float_passes(wanted) if "gap" in needs and not own else (None, None)
+        beside = not own and not needs.isdisjoint({"gap", "inputs"})
+        passes, targets = self._float_passes(wanted) if beside else (None, None)
         found = accumulate(
             self.module,
             self.inputs,
             wanted,
             self._masks,
             gram="gram" in needs,
-            rows=sampled,
+            gap="gap" in needs,
+            rows=rows if "inputs" in needs else 0,
             seed=seed,
             told=told,
             floats=passes,
         )
-        if targets is not None:
-            self._targets = targets
-        if outputs is not None:
-            self._targets = outputs
-        float_rows: Mapping[str, np.ndarray | None] = {}
-        if sampled and not own:
-            float_rows = self._float_rows({name: path for name, path in wanted.items() if name in found}, found)
+        for new in (targets, outputs):
+            self._targets = self._targets if new is None else new
         fisher = self._stream.gradients.fisher if "fisher" in needs else {}
-        statistics = {
-            name: each.statistics(name, float_rows.get(name), fisher.get(name)) for name, each in found.items()
-        }
+        statistics = {name: each.statistics(name, fisher.get(name)) for name, each in found.items()}
         return {name: statistics[name] for name in wanted if statistics.get(name) is not None}  # type: ignore[misc]
 
     def _float_passes(self, places: Mapping[str, str]) -> tuple[FloatPasses, TensorList | None]:
@@ -240,23 +234,10 @@ class StreamBlock:
         outputs = self._store.new_list() if self._targets is None else None
 
         def told(number: int, output: Any) -> None:
-            if outputs is not None and len(outputs) == number:
+            if outputs is not None and len(outputs) == number:  # a pass may be run again
                 outputs.append(output_of(output))
 
         return FloatPasses(self._float_module(), self.float_inputs, places, told), outputs
-
-    def _float_rows(self, places: Mapping[str, str], found: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
-        outputs = self._store.new_list() if self._targets is None else None
-
-        def told(number: int, output: Any) -> None:
-            self._tell(number / len(self.float_inputs))
-            if outputs is not None:
-                outputs.append(output_of(output))
-
-        rows = gather_rows(self._float_module(), self.float_inputs, places, self._masks, wanted=found, told=told)
-        if outputs is not None:
-            self._targets = outputs
-        return rows
 
     def _wanted(self, needs: Iterable[str], names: Iterable[str] | None) -> dict[str, str]:
         if isinstance(needs, str):

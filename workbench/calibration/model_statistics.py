@@ -47,7 +47,7 @@ def layer_statistics(
         model: a ``Model``, what ``open_model`` takes, or ``demo:NAME``.
         calibration: the inputs; by default ``Calibration.from_texts(model)``, or the training digits of tiny-resnet.
         layers: a shell pattern over the layers' names, or several.
-        needs: of ``moments``, ``gram``, ``inputs``, ``fisher``.
+        needs: of ``moments``, ``gram``, ``inputs``, ``fisher``; ``gap`` adds nothing to a single stream.
         rows: sampled rows at most (``inputs``).
         seed: of the sample.
         device: where blocks run.
@@ -67,6 +67,7 @@ def layer_statistics(
     if wanted_needs - NEEDS:
         message = f"statistics are {', '.join(sorted(NEEDS))}, not {', '.join(sorted(map(str, wanted_needs - NEEDS)))}"
         raise CheckpointError(message)
+    wanted_needs -= {"gap"}
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         message = f"at least one row is sampled, not {rows!r}"
         raise CheckpointError(message)

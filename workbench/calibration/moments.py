@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from workbench.calibration.statistics import InputGap, LayerStatistics
 from workbench.errors import CheckpointError
@@ -79,50 +78,54 @@ class Accumulator:
     Args:
         name: the layer's.
         gram: whether E[x x^T] is wanted.
+        gap: whether the moments of the difference to the float model's rows are wanted.
         rows: how many rows to sample; 0 for none. Each row draws a number that depends on ``seed`` and its place only, and
             those with the smallest are kept: a uniform sample, and the same rows in another run over as many.
         seed: of the sample.
     """
 
-    def __init__(self, name: str, *, gram: bool, rows: int, seed: int) -> None:
+    def __init__(self, name: str, *, gram: bool, gap: bool, rows: int, seed: int) -> None:
         self.name = name
         self.count = 0
-        self.calls: list[int] = []
-        """Rows of each call."""
-        self.places = np.zeros((0, 2), dtype=np.int64)
-        """Call and row of each sampled row."""
-        self._wanted, self._seed, self._with_gram = rows, seed, gram
+        self.paired = True
+        """Whether every row so far came with the same row of the float model."""
+        self._calls = 0
+        self._wanted, self._seed, self._with_gram, self._with_gap = rows, seed, gram, gap
         self._keys = np.zeros(0)
         self._sampled: torch.Tensor | None = None
+        self._sampled_floats: torch.Tensor | None = None
         self._sums: list[torch.Tensor] = []
         self._absmax: torch.Tensor | None = None
         self._gram: torch.Tensor | None = None
         self._gap: list[torch.Tensor] | None = None
-        self._paired = True
 
     def add(self, parts: Iterator[torch.Tensor], floats: Iterator[torch.Tensor] | None = None) -> None:
         """Take the rows (groups, rows, depth) of one call, in parts.
 
         Args:
             parts: what the layer was given.
-            floats: the same rows in the float model. Where another number of them comes (an expert to which other tokens
-                were routed), nothing is said of how the two differ.
+            floats: the same rows in the float model; None where they are the same numbers, or not to be looked at. Where
+                another number of them comes (an expert to which other tokens were routed), the rows do not correspond
+                and nothing is said of how the two differ.
 
         Raises:
             CheckpointError: they are not finite.
         """
-        generator = np.random.default_rng([self._seed, len(self.calls)])
+        generator = np.random.default_rng([self._seed, self._calls])
         seen = 0
         for part in parts:
-            if floats is not None:
-                self._add_gap(part, next(floats, None))
+            floating = None if floats is None else next(floats, None)
+            self.paired &= floating is not None and floating.shape == part.shape
             if part.shape[1] == 0:
                 continue
             self._add_moments(part)
+            beside = floating if self.paired else None
+            if self._with_gap and beside is not None:
+                self._add_gap(part, beside)
             if self._wanted:
-                self._sample(part, generator.random(part.shape[1]), seen)
+                self._sample(part, beside, generator.random(part.shape[1]))
             seen += part.shape[1]
-        self.calls.append(seen)
+        self._calls += 1
         self.count += seen
 
     def _add_moments(self, part: torch.Tensor) -> None:
@@ -148,13 +151,9 @@ class Accumulator:
             else:
                 self._gram += product
 
-    def _add_gap(self, part: torch.Tensor, floating: torch.Tensor | None) -> None:
+    def _add_gap(self, part: torch.Tensor, floating: torch.Tensor) -> None:
         import torch
 
-        if floating is None or floating.shape != part.shape:
-            self._paired, self._gap = False, None
-        if not self._paired or floating is None:
-            return
         wide = torch.float64 if part.device.type != "mps" and part.shape[2] <= WIDE_DEPTH else torch.float32
         gaps = floating - part
         turned = gaps.transpose(1, 2)
@@ -164,7 +163,7 @@ class Accumulator:
         else:
             self._gap = [total.add_(each) for total, each in zip(self._gap, new, strict=True)]
 
-    def _sample(self, part: torch.Tensor, keys: np.ndarray, first: int) -> None:
+    def _sample(self, part: torch.Tensor, floating: torch.Tensor | None, keys: np.ndarray) -> None:
         import torch
 
         new = np.arange(len(keys))
@@ -172,18 +171,19 @@ class Accumulator:
             new = new[keys < self._keys.max()]
             if not len(new):
                 return
-        taken = part[:, torch.from_numpy(new).to(part.device)].cpu()
-        places = np.stack([np.full(len(new), len(self.calls)), first + new], axis=1)
         all_keys = np.concatenate([self._keys, keys[new]])
-        all_places = np.concatenate([self.places, places])
-        rows = taken if self._sampled is None else torch.cat([self._sampled, taken], dim=1)
         keep = np.sort(np.argsort(all_keys, kind="stable")[: self._wanted])
-        self._keys, self.places = all_keys[keep], all_places[keep]
-        self._sampled = rows[:, torch.from_numpy(keep)].contiguous()
 
-    def statistics(
-        self, name: str, float_inputs: np.ndarray | None, fisher: np.ndarray | None
-    ) -> LayerStatistics | None:
+        def joined(known: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
+            taken = more[:, torch.from_numpy(new).to(more.device)].cpu()
+            rows = taken if known is None else torch.cat([known, taken], dim=1)
+            return rows[:, torch.from_numpy(keep)].contiguous()
+
+        self._keys = all_keys[keep]
+        self._sampled = joined(self._sampled, part)
+        self._sampled_floats = None if floating is None else joined(self._sampled_floats, floating)
+
+    def statistics(self, name: str, fisher: np.ndarray | None) -> LayerStatistics | None:
         """Return what was found under a layer's name; None where no row was seen."""
         if self.count == 0 or self._absmax is None:
             return None
@@ -193,7 +193,7 @@ class Accumulator:
             gram = self._gram.cpu().numpy()
             gram = gram / gram.dtype.type(self.count)
         gap = None
-        if self._gap is not None:
+        if self.paired and self._gap is not None:
             gap = InputGap(*(each.double().cpu().numpy() / self.count for each in self._gap))
         return LayerStatistics(
             name=name,
@@ -204,7 +204,7 @@ class Accumulator:
             absmax=self._absmax.numpy(),
             gram=gram,
             inputs=None if self._sampled is None else self._sampled.numpy(),
-            float_inputs=float_inputs,
+            float_inputs=self._sampled_floats.numpy() if self.paired and self._sampled_floats is not None else None,
             gap=gap,
             fisher=fisher,
         )
@@ -221,6 +221,7 @@ def accumulate(
     masks: Sequence[torch.Tensor | None],
     *,
     gram: bool,
+    gap: bool,
     rows: int,
     seed: int,
     told: Callable[[int, Any], object],
@@ -234,16 +235,16 @@ def accumulate(
         places: layer names -> paths in the block.
         masks: for each pass, the positions that count.
         gram: whether Gram matrices are wanted.
+        gap: whether the moments of the difference to the float model's inputs are wanted.
         rows: rows to sample.
         seed: of the sample.
         told: called with each pass's number and output; may raise ``Cancelled``.
-        floats: gives what each layer is given in the float model in a pass, for the moments of the difference; None for
-            none.
+        floats: gives what each layer is given in the float model in a pass; None where that is the same, or not wanted.
 
     Raises:
         CheckpointError: inputs that are not finite.
     """
-    asked: dict[str, Any] = {"gram": gram, "rows": rows, "seed": seed, "told": told, "floats": floats}
+    asked: dict[str, Any] = {"gram": gram, "gap": gap, "rows": rows, "seed": seed, "told": told, "floats": floats}
     try:
         return _accumulate(module, calls, places, masks, **asked, share=True)
     except _NotSharedError:
@@ -257,6 +258,7 @@ def _accumulate(
     masks: Sequence[torch.Tensor | None],
     *,
     gram: bool,
+    gap: bool,
     rows: int,
     seed: int,
     told: Callable[[int, Any], object],
@@ -269,6 +271,7 @@ def _accumulate(
     seen: dict[Any, tuple[torch.Tensor, Accumulator]] = {}  # of one pass; holds the tensors so that ids stay theirs
     number = 0
     floating: Mapping[str, list[torch.Tensor]] = {}
+    apart: set[str] = set()  # layers that the float model reached when this one did not
     listening = True
 
     def watch(name: str, layer: torch.nn.Module) -> Callable[..., None]:
@@ -287,12 +290,11 @@ def _accumulate(
                 found[name] = known[1]
                 return
             if own is None:
-                own = found[name] = Accumulator(name, gram=gram, rows=rows, seed=seed)
+                own = found[name] = Accumulator(name, gram=gram, gap=gap, rows=rows, seed=seed)
+                own.paired = name not in apart
             elif own.name != name:
                 raise _NotSharedError
-            beside = None if floats is None else iter(())
-            if floating.get(name):
-                beside = input_rows(layer, floating[name].pop(0), masks[number])
+            beside = input_rows(layer, floating[name].pop(0), masks[number]) if floating.get(name) else None
             own.add(input_rows(layer, value, masks[number]), beside)
             seen[key] = (value, own)
 
@@ -313,6 +315,9 @@ def _accumulate(
                     listening = True
                 output = module(*arguments, **options)
                 seen.clear()
+                apart |= {name for name, left in floating.items() if left and (name not in found or found[name].name == name)}
+                for name in apart & found.keys():
+                    found[name].paired = False
                 told(number, output)
     finally:
         for handle in handles:
@@ -364,53 +369,3 @@ class FloatPasses:
             for handle in handles:
                 handle.remove()
         return found
-
-
-def gather_rows(
-    module: torch.nn.Module,
-    calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
-    places: Mapping[str, str],
-    masks: Sequence[torch.Tensor | None],
-    *,
-    wanted: Mapping[str, Accumulator],
-    told: Callable[[int, Any], object],
-) -> dict[str, Float[np.ndarray, "groups rows depth"] | None]:
-    """Run the float block on the float inputs and take the very rows that another run sampled.
-
-    A layer that got another number of rows here (an expert to which other tokens were routed) has None: its rows do not
-    correspond.
-    """
-    import torch
-
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in places}
-    counts: dict[str, list[int]] = {name: [] for name in places}
-    number = 0
-
-    def watch(name: str, layer: torch.nn.Module) -> Callable[..., None]:
-        def hook(_layer: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-            value = arguments[0] if arguments else next(iter(options.values()))
-            chosen = wanted[name].places
-            mine = chosen[chosen[:, 0] == len(counts[name]), 1]
-            first = 0
-            for part in input_rows(layer, value, masks[number]):
-                here = mine[(mine >= first) & (mine < first + part.shape[1])] - first
-                if len(here):
-                    parts[name].append(part[:, torch.from_numpy(here).to(part.device)].cpu())
-                first += part.shape[1]
-            counts[name].append(first)
-
-        return hook
-
-    handles = []
-    for name, path in places.items():
-        layer = module.get_submodule(path)
-        handles.append(layer.register_forward_pre_hook(watch(name, layer), with_kwargs=True, prepend=True))
-    try:
-        with torch.no_grad():
-            for number, (arguments, options) in enumerate(calls):
-                told(number, module(*arguments, **options))
-    finally:
-        for handle in handles:
-            handle.remove()
-    same = {name: counts[name] == wanted[name].calls and bool(parts[name]) for name in places}
-    return {name: torch.cat(parts[name], dim=1).contiguous().numpy() if same[name] else None for name in places}

@@ -14,8 +14,9 @@ from workbench.methods.run import Run, Trace
 from workbench.methods.settings import read_settings, refuse_unknown, written
 from workbench.methods.task import BlockTask, LayerTask
 
-#: What a method needs to know of a layer's inputs. ``moments``: means and maxima; ``gram``: E[x x^T]; ``inputs``: rows;
-#: ``fisher``: squared output gradients (layers), or the gradients at a block's outputs (blocks).
+#: What a method needs to know of a layer's inputs. ``moments``: means and maxima; ``gram``: E[x x^T]; ``gap``: moments of
+#: what the float model's inputs have more than those of the model quantized so far; ``inputs``: rows; ``fisher``: squared
+#: output gradients (layers), or the gradients at a block's outputs (blocks).
 Need = Literal["moments", "gram", "gap", "inputs", "fisher"]
 Scope = Literal["layer", "block"]
 

@@ -81,8 +81,8 @@ class GradientMethod(Method):
         beta_end: beta at the end.
         temperature_end: last temperature of ``free``; it rises geometrically from 2 ln 11 (derived).
         scope: ``layer``, or ``block``: all layers of a block together on the block's output.
-        inputs: ``float``, the float model's (coded, where the recipe codes inputs); ``quantized``, what the model quantized so far gives, so that a layer or block
-            makes good what those before it lost; ``qdrop``, an element-wise mix of both.
+        inputs: ``float``, the float model's (coded, where the recipe codes inputs); ``quantized``, what the model quantized
+            so far gives, so that a layer or block makes good what those before it lost; ``qdrop``, an element-wise mix.
         batch: of one layer's step: ``gram``, all calibration rows at once (for ``mse`` and ``fisher`` through their second
             moments), or a number of kept rows, drawn anew each step.
         block_batches: stored batches of one step of a block.
