@@ -51,9 +51,10 @@ def test_a_recipe_file_runs_headless(tmp_path, capsys):
     loaded = QuantizedModel.load(tmp_path / "out")
     assert loaded.recipe == recipe
     np.testing.assert_array_equal(np.asarray(model["head"].weight), loaded.layers["head"].quantized.dequantize())
-    code, out, _ = run(capsys, *line, "--json")
+    code, out, err = run(capsys, *line, "--json")
     record = json.loads(out)
     assert code == 0
+    assert "nothing was computed anew" in err
     assert len(record["layers"]) == 12
     assert record["bits_per_weight"] == pytest.approx(loaded.bits_per_weight)
 

@@ -198,7 +198,7 @@ def quantize_source(
     from workbench.shell import quantize
     from workbench.shell.show import make_console
 
-    measured = None
+    measured, before = None, quantize.is_whole(output)
     with quantize.progress_bar() as advance:
         try:
             result = quantize.quantize_source(
@@ -218,6 +218,8 @@ def quantize_source(
         except KeyboardInterrupt:
             typer.echo(quantize.stopped(output), err=True)
             raise typer.Exit(INTERRUPTED) from None
+    if before:
+        typer.echo(f"{output} was finished by this very command before: nothing was computed anew.", err=True)
     if as_json:
         _write_json(quantize.summary(result, source, output, measured))
         return

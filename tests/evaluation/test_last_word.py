@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import Cancelled, WorkbenchError
 from workbench.evaluation import last_word, shipped_passages
-from workbench.evaluation.last_word import read_passages
+from workbench.evaluation.last_word import LastWord, read_passages
 
 VOCABULARY = 128
 TABLE = np.random.default_rng(4).normal(0, 1, (VOCABULARY, VOCABULARY))
@@ -128,3 +128,25 @@ def test_shipped_passages_end_in_words():
         assert len(word) >= 3
         assert len(rest) > 500
     assert read_passages(None) == passages
+
+
+def found_by(hits, log_probabilities, words=None):
+    hits, logs = np.array(hits, bool), np.array(log_probabilities)
+    names = words or tuple(f"word{place}" for place in range(len(hits)))
+    return LastWord(int(hits.sum()), len(hits), math.nan, math.exp(-logs.mean()), math.nan, hits, logs, names)
+
+
+def test_two_models_are_compared_passage_by_passage():
+    first = found_by([1, 1, 0, 0, 1], [-0.1, -0.2, -3.0, -2.0, -0.5])
+    second = found_by([1, 0, 0, 0, 0], [-0.2, -0.9, -3.3, -2.0, -0.5])
+    change, error = second.change(first)
+    assert change == pytest.approx(-0.4)
+    assert error == pytest.approx(np.std([0, -1, 0, 0, -1], ddof=1) / math.sqrt(5))
+    ratio, error = second.ratio(first)
+    assert ratio == pytest.approx(second.perplexity / first.perplexity)
+    assert error == pytest.approx(ratio * np.std([0.1, 0.7, 0.3, 0, 0], ddof=1) / math.sqrt(5))
+    assert first.ratio(first) == (1.0, 0.0)
+    other = found_by([1], [-0.1], ("elsewhere",))
+    for compared in (first.change, first.ratio):
+        with pytest.raises(WorkbenchError, match="same passages"):
+            compared(other)

@@ -19,6 +19,7 @@ from workbench.grids import (
     UniformGrid,
     parse_grid,
 )
+from workbench.grids.text import brief_grid
 
 READ = {
     "uniform": UniformGrid(4),
@@ -166,3 +167,10 @@ def test_any_text_gives_a_grid_or_a_grid_error(text):
     else:
         assert isinstance(grid, Grid)
         assert parse_grid(str(grid)) == grid
+
+
+def test_a_grid_in_brief_is_for_people():
+    assert brief_grid(PowerGrid(4, 0.8013597204950223)) == "power:bits=4,exponent=0.8014"
+    assert brief_grid(PowerGrid(4, 0.5)) == "power:bits=4,exponent=0.5"
+    assert brief_grid(CodebookGrid((-1.0, 0.123456789, 1.0))) == "codebook of 3 levels"
+    assert brief_grid("uniform:bits=4") == "uniform:bits=4"

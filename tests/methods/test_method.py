@@ -105,6 +105,8 @@ def test_a_curve_is_shown_in_a_line():
     assert repr(found) == "Trace(3 points, steps 0 to 20, loss 1 to 0.5; exponent)"
 
 
-def test_a_negative_seed_is_refused():
-    with pytest.raises(QuantizationError, match="a seed is a whole number of at least 0, not -1"):
-        Run(-1)
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", True, None])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(QuantizationError, match="a seed is a whole number of at least 0, not"):
+        Run(seed)
+    assert Run(np.int64(3)).seed == 3

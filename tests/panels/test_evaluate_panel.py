@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from workbench.evaluation import evaluate
+from workbench.evaluation.evaluate import Evaluation
 from workbench.evaluation.generation import Generated
+from workbench.evaluation.last_word import LastWord
+from workbench.evaluation.metrics import EvaluationRow
 from workbench.methods.runner import quantize_model
 from workbench.panels import Session
 from workbench.panels.evaluate_panel import EvaluatePanel
 from workbench.panels.evaluate_state import kind_of
-from workbench.panels.evaluate_table import shown, written_html
+from workbench.panels.evaluate_table import shown, table_lines, written_html
 from workbench.resources import demo_path
 
 
@@ -154,3 +158,32 @@ def test_values_have_as_many_digits_as_their_errors_allow():
     assert shown(-0.5, np.nan, "nats") == "−0.5"
     assert shown(np.nan, np.nan, "nats") == "–"
     assert shown(0.25, 0.0, "share") == "25"
+
+
+def test_differences_of_last_words_are_of_pairs():
+    generator = np.random.default_rng(0)
+    logs = generator.uniform(-3.0, -0.1, 40)
+    hits = generator.random(40) < 0.4
+    words = tuple(f"word{place}" for place in range(40))
+    found = [
+        LastWord(int(h.sum()), 40, 0.08, math.exp(-each.mean()), 0.3, h, each, words)
+        for each, h in ((logs, hits), (logs - generator.uniform(0.0, 0.1, 40), hits & (np.arange(40) != hits.argmax())))
+    ]
+    plain, coded = (
+        Evaluation(
+            "model",
+            "causal",
+            (
+                EvaluationRow("last_word", each.accuracy, each.standard_error, 40, "share", "40 passages"),
+                EvaluationRow("last_word_perplexity", each.perplexity, 0.3, 40, "per word", "40 passages"),
+            ),
+            {"last_word": each},
+        )
+        for each in found
+    )
+    lines = table_lines(["last_word", "last_word_perplexity"], plain, coded)
+    share, perplexity = (line.cells[3].text for line in lines)
+    assert share == shown(*found[1].change(found[0]), "share")
+    ratio, error = found[1].ratio(found[0])
+    assert perplexity == "+" + shown(found[0].perplexity * (ratio - 1.0), found[0].perplexity * error, "per word")
+    assert "±" in share and "±" in perplexity

@@ -315,7 +315,9 @@ def _accumulate(
                     listening = True
                 output = module(*arguments, **options)
                 seen.clear()
-                apart |= {name for name, left in floating.items() if left and (name not in found or found[name].name == name)}
+                apart |= {
+                    name for name, left in floating.items() if left and (name not in found or found[name].name == name)
+                }
                 for name in apart & found.keys():
                     found[name].paired = False
                 told(number, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from workbench.errors import WorkbenchError
-from workbench.evaluation.standard_errors import share_error
+from workbench.evaluation.standard_errors import change_of_share, share_error
 from workbench.evaluation.subject import subject
 from workbench.integer.running import MODES
 
@@ -48,8 +47,7 @@ class Accuracy:
     def change(self, other: Accuracy) -> tuple[float, float]:
         """Return this accuracy minus another one on the same inputs, and the standard error of that difference.
 
-        Both saw the same inputs: only those count on which one is right and the other wrong. Where there is none, the error
-        is that of one such input more.
+        Both saw the same inputs: see ``standard_errors.change_of_share``.
 
         Raises:
             WorkbenchError: the two are of different inputs, or their hits are not known.
@@ -57,10 +55,7 @@ class Accuracy:
         if self.hits is None or other.hits is None or len(self.hits) != len(other.hits):
             message = "two accuracies can be compared where the hits of both on the same inputs are known"
             raise WorkbenchError(message)
-        difference = self.hits.astype(np.float64) - other.hits
-        count = len(difference)
-        spread = max(float(((difference - difference.mean()) ** 2).sum()), 1.0)
-        return float(difference.mean()), math.sqrt(spread / max(count - 1, 1) / count)
+        return change_of_share(self.hits, other.hits)
 
     def __repr__(self) -> str:
         return f"Accuracy({self.value:.2%} ± {self.standard_error:.2%}, {self.right} of {self.total})".replace(

@@ -27,7 +27,7 @@ from workbench.calibration.docstrings import docstring_sentences
 from workbench.errors import WorkbenchError
 from workbench.evaluation.log_probabilities import checked_logits, log_probabilities
 from workbench.evaluation.perplexity import held_out_documents
-from workbench.evaluation.standard_errors import share_error
+from workbench.evaluation.standard_errors import change_of_share, share_error
 from workbench.evaluation.subject import Subject, subject
 from workbench.evaluation.windows import encode
 
@@ -65,6 +65,31 @@ class LastWord:
     def accuracy(self) -> float:
         """Share of last words that were foretold, 0 to 1."""
         return self.right / self.total
+
+    def change(self, other: LastWord) -> tuple[float, float]:
+        """Return this accuracy minus another model's on the same passages, and the standard error of that difference.
+
+        Raises:
+            WorkbenchError: the two are of other passages.
+        """
+        self._same_passages(other)
+        return change_of_share(self.hits, other.hits)
+
+    def ratio(self, other: LastWord) -> tuple[float, float]:
+        """Return this perplexity over another model's on the same passages, and the standard error of that ratio.
+
+        Raises:
+            WorkbenchError: the two are of other passages.
+        """
+        self._same_passages(other)
+        lost = other.log_probabilities - self.log_probabilities
+        ratio = math.exp(min(float(lost.mean()), 700.0))
+        return ratio, ratio * (float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else math.nan)
+
+    def _same_passages(self, other: LastWord) -> None:
+        if self.words != other.words:
+            message = "two models' last words can be compared on the same passages only"
+            raise WorkbenchError(message)
 
     def __repr__(self) -> str:
         return (

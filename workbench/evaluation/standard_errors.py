@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 #: Where there are so many documents or more, they are the clusters; with fewer, windows are, and the error may be too small.
 LEAST_DOCUMENTS = 10
@@ -51,6 +51,18 @@ def ratio_error(
         return math.nan
     residuals = sums - sums.sum() / counts.sum() * counts
     return math.sqrt(len(sums) / (len(sums) - 1) * float((residuals**2).sum())) / float(counts.sum())
+
+
+def change_of_share(new: Bool[np.ndarray, " inputs"], old: Bool[np.ndarray, " inputs"]) -> tuple[float, float]:
+    """Return the difference of two shares of the same inputs, new minus old, and its standard error.
+
+    Both are of the same inputs: only those count on which one is right and the other wrong. Where there is none, the error
+    is that of one such input more.
+    """
+    difference = new.astype(np.float64) - old
+    count = len(difference)
+    spread = max(float(((difference - difference.mean()) ** 2).sum()), 1.0)
+    return float(difference.mean()), math.sqrt(spread / max(count - 1, 1) / count)
 
 
 def share_error(right: int, total: int) -> float:

@@ -28,6 +28,18 @@ PRESETS: tuple[str, ...] = (*FLOAT_PRESETS, *CODEBOOKS)
 """Grids that have a name of their own."""
 
 
+def brief_grid(grid: str | Grid) -> str:
+    """Return a grid's text form for people: four digits of a learned number, and how many levels a learned codebook has.
+
+    >>> brief_grid("power:bits=4,exponent=0.8013597204950223")
+    'power:bits=4,exponent=0.8014'
+    """
+    text = str(grid)
+    if text.startswith("codebook:levels="):
+        return f"codebook of {text.count('/') + 1} levels"
+    return re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", text)
+
+
 def parse_grid(text: str | Grid) -> Grid:
     """Read a grid from its text form; a grid itself passes through.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from workbench.grids.text import brief_grid
 from workbench.methods.run import Trace
 from workbench.quantization.quantize import QuantizedTensor
 
@@ -82,7 +83,7 @@ class LayerResult:
 
     def __repr__(self) -> str:
         return (
-            f"LayerResult({self.name!r}, {self.method}, {self.quantized.grid}, {self.bits_per_weight:.4g} bits per weight, "
+            f"LayerResult({self.name!r}, {self.method}, {brief_grid(self.quantized.grid)}, {self.bits_per_weight:.4g} bits per weight, "
             f"{self.sqnr_db:.2f} dB, {self.gain_db:+.2f} dB over round to nearest, {self.seconds:.2f} s)"
         )
 

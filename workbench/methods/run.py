@@ -62,7 +62,7 @@ class Run:
     """What a method is run with, beside its task.
 
     Raises:
-        QuantizationError: a negative seed.
+        QuantizationError: a seed that is negative or no whole number.
 
     Attributes:
         seed: of every random choice. Each layer draws from a generator of its own, so that the order does not matter.
@@ -77,8 +77,8 @@ class Run:
     on_step: StepListener = lambda name, step, steps, loss: None
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            message = f"a seed is a whole number of at least 0, not {self.seed}"
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            message = f"a seed is a whole number of at least 0, not {self.seed!r}"
             raise QuantizationError(message)
 
     def torch_generator(self, name: str, device: str | None = None) -> torch.Generator:

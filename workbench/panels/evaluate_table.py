@@ -59,15 +59,18 @@ def table_lines(metrics: Sequence[str], plain: Evaluation | None, coded: Evaluat
 
 def _difference(name: str, plain: Evaluation, coded: Evaluation, unit: str) -> str:
     """Return recipe minus float; paired, where the two were measured on the same tokens or inputs."""
+    from workbench.evaluation.metrics import METRICS
+
     if name not in plain or name not in coded:
         return ""
     value, error = coded[name].value - plain[name].value, math.nan
-    ours: Any = coded.details.get(name)
-    theirs: Any = plain.details.get(name)
-    if ours is not None and theirs is not None and name == "perplexity":
-        ratio, ratio_error = ours.ratio(theirs, "auto")
+    detail = METRICS[name].source if METRICS[name].source == "last_word" else name
+    ours: Any = coded.details.get(detail)
+    theirs: Any = plain.details.get(detail)
+    if ours is not None and theirs is not None and name in {"perplexity", "last_word_perplexity"}:
+        ratio, ratio_error = ours.ratio(theirs, "auto") if name == "perplexity" else ours.ratio(theirs)
         value, error = plain[name].value * (ratio - 1.0), plain[name].value * ratio_error
-    elif ours is not None and theirs is not None and name == "accuracy":
+    elif ours is not None and theirs is not None and name in {"accuracy", "last_word"}:
         value, error = ours.change(theirs)
     text = shown(value, error, unit)
     return text if text.startswith(("-", "−")) else f"+{text}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from workbench.figures.frame import short
+from workbench.grids.text import brief_grid
 from workbench.panels.long_run import duration
 from workbench.panels.methods_outcome import Outcome
 from workbench.panels.sortable_table import Cell, Column, Line
@@ -52,7 +52,7 @@ def _line(outcome: Outcome, best: float, several: int) -> Line:
         (
             name,
             Cell(f"{outcome.title} ({settings}{seed})" if settings else outcome.title + seed.replace("; ", ", ")),
-            Cell(short_grid(outcome.grid)),
+            Cell(brief_grid(outcome.grid)),
             Cell(f"{outcome.bits_per_weight:.3f}", outcome.bits_per_weight),
             Cell(decibel(outcome.sqnr_db), outcome.sqnr_db, best=several > 1 and outcome.sqnr_db >= best),
             Cell(signed(outcome.gain_db), outcome.gain_db),
@@ -60,17 +60,6 @@ def _line(outcome: Outcome, best: float, several: int) -> Line:
         ),
         " · ".join(notes),
     )
-
-
-def short_grid(text: str) -> str:
-    """Return a grid's text with four digits of a learned exponent, and the number of levels of a learned codebook.
-
-    >>> short_grid("power:bits=4,exponent=0.8013597204950223")
-    'power:bits=4,exponent=0.8014'
-    """
-    if text.startswith("codebook:levels="):
-        return f"codebook of {text.count('/') + 1} levels"
-    return re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", text)
 
 
 def decibel(value: float) -> str:

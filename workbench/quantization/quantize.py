@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from workbench.grids.grid import Grid
+from workbench.grids.text import brief_grid
 from workbench.quantization.bits import Storage, storage
 from workbench.quantization.blocks import row_blocks, rows_of
 from workbench.quantization.checks import as_grid
@@ -165,7 +166,7 @@ class QuantizedTensor:
         count = self._count_of_scales()
         scales = f"{count:,} {self.scale_format} scale{'s' if count > 1 else ''}"
         return (
-            f"{type(self).__name__}({self.name!r}, {shape}, {self.grid}, {self.granularity}, {scales}, "
+            f"{type(self).__name__}({self.name!r}, {shape}, {brief_grid(self.grid)}, {self.granularity}, {scales}, "
             f"{self.bits_per_weight:.4g} bits per weight)"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.errors import RecipeError, WorkbenchError
+from workbench.grids.text import brief_grid
 from workbench.shell.show import number
 
 if TYPE_CHECKING:
@@ -148,9 +148,14 @@ def measure(result: QuantizedModel, source: str, progress: Callable[[float, str]
     return {"float": plain, "quantized": found}
 
 
+def is_whole(output: Path) -> bool:
+    """Say whether a folder holds a finished model."""
+    return (output / "config.json").is_file()
+
+
 def stopped(output: Path) -> str:
     """Return what a person is told after Ctrl-C: what is kept, and how to go on."""
-    if (output / "config.json").is_file():
+    if is_whole(output):
         return f"Stopped; the quantized model in {output} is whole: the same command measures it."
     if any(output.glob("partial/layer-*")):
         return f"Stopped; finished layers are kept in {output}: the same command goes on from there."
@@ -167,7 +172,7 @@ def layers_table(result: QuantizedModel, source: str, output: Path) -> Group:
     told = {
         name: {
             "method": report["row"]["method"],
-            "grid": _shortened(report["row"]["grid"]),
+            "grid": brief_grid(report["row"]["grid"]),
             "scales": report["row"]["granularity"],
             "inputs": report["activation"] or "float",
         }
@@ -201,12 +206,6 @@ def layers_table(result: QuantizedModel, source: str, output: Path) -> Group:
         f"all; SQNR of the {what}" + "".join(f"\n{note}" for note in dict.fromkeys(result.notes))
     )
     return Group(Text(title, style="bold"), table, Text(caption, style="italic"))
-
-
-def _shortened(grid: str) -> str:
-    """Return a grid's text form for a table: learned levels are many, exponents have many digits."""
-    words = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found.group()):.4g}", grid)
-    return words if len(words) <= 44 else f"{words[:41]}..."
 
 
 def measures_table(measured: dict[str, Evaluation]) -> Table:
