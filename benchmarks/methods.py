@@ -12,10 +12,11 @@ the 450 held-out digits). Every method gets the same calibration samples (traini
 learns by steps, the same number of them. A seed chooses samples and drives the method; data-free methods have no use for
 one and run once. Rows W4 and W3 by channel and those of the ResNet are measured with every seed, the others with the first
 one; ``--full`` gives all to all. Whoever does not choose scales itself (GPTQ, AWQ, and the learners' start) has those of
-the best clip; ``rtn`` alone has absmax. AdaRound learns layer by layer, BRECQ, AutoRound and NUPES block by block. Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep
-8 bits. Learned grids: uniform narrow (2^bits - 1 levels), the power grid of as many levels for PowerQuant and NUPES. At 2
-bits those would have three levels, so everybody gets the four of ``uniform:bits=2,range=asymmetric``, where NUPES has no
-exponent to learn and PowerQuant none to search (it keeps its three). HQQ always has the asymmetric grid that it fits.
+the best clip; ``rtn`` alone has absmax. AdaRound learns layer by layer, BRECQ, AutoRound and NUPES block by block.
+Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep 8 bits. Learned
+grids: uniform narrow (2^bits - 1 levels), the power grid of as many levels for PowerQuant and NUPES. At 2 bits those would
+have three levels, so everybody gets the four of ``uniform:bits=2,range=asymmetric``, where NUPES has no exponent to learn
+and PowerQuant none to search (it keeps its three). HQQ always has the asymmetric grid that it fits.
 
 A second table shows what each method makes of single layers: every layer alone, all others float, its output error over
 its output energy under second moments of inputs that no method was calibrated on. Here the learners see the layer only.
@@ -299,7 +300,7 @@ def estimate(cells: Sequence[Cell], stored: Mapping[str, Mapping[str, Any]], ste
     return total
 
 
-def table(bench: Bench, word: str, stored: Mapping[str, Mapping[str, Any]]) -> str:
+def main_table(bench: Bench, word: str, stored: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a subject's table: rows are settings, columns methods, mean ± spread over seeds."""
     subject = bench.subject(word)
     reference = stored.get(Cell(word, Setting("float", 0), "float", None).key, {})
@@ -315,20 +316,26 @@ def table(bench: Bench, word: str, stored: Mapping[str, Mapping[str, Any]]) -> s
     error = reference.get("standard_error")
     about = f" ± {number(error, 2)} (standard error)" if error else ""
     title = f"### {subject.name}: {subject.figure} ({subject.better} is better), float {number(reference.get('value'))}{about}"
-    parts = [f"{title}\n\n{markdown(['', *METHODS], lines)}"]
-    finer, about = subject.finer
+    return f"{title}\n\n{markdown(['', *METHODS], lines)}"
+
+
+def table(bench: Bench, word: str, stored: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return all tables of a subject: its own figure, the one that does not saturate, each layer alone; and what failed."""
+    subject = bench.subject(word)
+    parts = [main_table(bench, word, stored)]
+    finer, meaning = subject.finer
     rows = []
     for setting in SETTINGS[word]:
         found = [_values(stored, word, setting, method, finer)[0] for method in METHODS]
         if any(found):
             rows.append([setting.word, *map(spread, found)])
-    parts.append(f"{subject.name}: {about}:\n\n{markdown(['', *METHODS], rows)}")
-    lines = [
+    parts.append(f"{subject.name}: {meaning}:\n\n{markdown(['', *METHODS], rows)}")
+    alone = [
         [f"W{bits} channel", *(decibels(layer_loss(stored, word, f"W{bits}", method)) for method in METHODS)]
         for bits in (4, 3, 2)
     ]
     parts.append(
-        f"Each layer alone, mean output SQNR over layers, held-out inputs, dB:\n\n{markdown(['', *METHODS], lines)}"
+        f"Each layer alone, mean output SQNR over layers, held-out inputs, dB:\n\n{markdown(['', *METHODS], alone)}"
     )
     parts += [
         f"- {key}: {cell['error']}" for key, cell in stored.items() if key.startswith(f"{word} ") and cell.get("error")

@@ -5,8 +5,9 @@
 (a) PowerQuant's exponent for all linear layers of MiniLM: coarse grid and refinement from sketches, against SciPy's
 Nelder-Mead over the full tensors in torch. With and without the one pass that makes the sketches; a sketch answers any
 later question too (other bits, clips, one layer), the full tensors start again each time. (b) One optimiser step of
-AdaRound and of NUPES (with Adam on both sides) on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows of the calibration, where
-both walk the same curve (checked: median relative difference over the last quarter of a run), and with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
+AdaRound and of NUPES (with Adam on both sides) on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows
+of the calibration, where both walk the same curve (checked: median relative difference over the last quarter of a run), and
+with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
 (c) GPTQ of a layer from its Gram matrix against the plain torch loop; both give the same codes but for ties (checked). The
 plain side is ``methods_plain.py``. Steps are timed as the difference of two runs, so that preparing a run does not count.
 """

@@ -26,7 +26,7 @@ from live_driver import LivePanel  # noqa: E402
 
 LARGEST = 300_000  # bytes a picture may take in the repository
 LAYER = "model.layers.0.mlp.down_proj"
-TABS = ("Weights", "Outliers", "Error", "Integer", "Methods", "Recipe")
+TABS = ("Weights", "Outliers", "Error", "Integer", "Methods", "Recipe", "Evaluate")
 
 
 @contextmanager
@@ -71,6 +71,14 @@ def run_methods(page: Page) -> None:
     page.get_by_text("5 results in").wait_for(timeout=120_000)
 
 
+def evaluate_recipe(page: Page) -> None:
+    """Measure the float model and the recipe's, and let both write."""
+    page.get_by_role("button", name="Evaluate", exact=True).click()
+    page.get_by_text("3 figures in").wait_for(timeout=240_000)
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_text("tokens in").wait_for(timeout=120_000)
+
+
 def take_pictures(work: Path) -> list[Path]:
     """Take every picture at full size; return the files."""
     whole = ".qwb-panel"
@@ -88,6 +96,8 @@ def take_pictures(work: Path) -> list[Path]:
                 page.wait_for_selector("table.qwb-two td", timeout=120_000)  # the model has run once by then
             if tab == "Methods":
                 run_methods(page)
+            if tab == "Evaluate":
+                evaluate_recipe(page)
             settle(lab, live)
             taken.append(lab.screenshot(f"{tab.lower()}-panel", ".qwb-tabs"))
         page.get_by_role("tab", name=TABS[0], exact=True).click()

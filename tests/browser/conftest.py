@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # harness.py is a helper of these tests, not a package
 
 from harness import LATENCY_FILE, LAUNCH_ARGS, LabPage, LabServer, VoilaServer, WatchedPage
-from playwright.sync_api import expect
+from live_driver import LivePanel
+from playwright.sync_api import Page, expect
 
 RESULTS = Path(__file__).resolve().parents[2] / "test-results"
 STARTED = time.time()
@@ -93,6 +96,28 @@ def lab_page(page, lab: LabServer, screenshots: Path) -> Iterator[LabPage]:
     watched = LabPage(page, lab, screenshots)
     yield watched
     watched.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tab_page(request, browser, browser_context_args, lab: LabServer, screenshots: Path) -> Iterator[Page]:
+    """The workbench for a whole module: its ``TAB`` in front, its ``LAYER`` chosen, ``page.lab`` the watched page."""
+    tab, layer = request.module.TAB, request.module.LAYER
+    context = browser.new_context(**browser_context_args)
+    watched = LabPage(context.new_page(), lab, screenshots)
+    name = f"{request.module.__name__.rpartition('.')[2]}.ipynb"
+    lab.copy_notebook("00_workbench.ipynb", name)
+    watched.open_notebook(name)
+    watched.hide_chrome()
+    watched.run_all()
+    page: Any = watched.page
+    LivePanel(page).wait()
+    page.get_by_placeholder("Search layers").fill(layer)
+    page.locator(".qwb-layers .row .label", has_text=re.compile(f"^{re.escape(layer)}$")).click()
+    page.get_by_role("tab", name=tab, exact=True).click()
+    page.lab = watched
+    yield page
+    watched.shutdown()
+    context.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from harness import LabPage
 from live_driver import LivePanel, cut_off
 from playwright.sync_api import expect
 
@@ -14,28 +13,15 @@ from workbench.calibration.layer_inputs import layer_inputs
 from workbench.integer import run_layer
 from workbench.resources import demo_path
 
+TAB = "Integer"
 LAYER = "model.layers.0.mlp.down_proj"
 PATIENCE = 90_000  # ms: the first run loads the model and its text
 
 
 @pytest.fixture(scope="module")
-def page(browser, browser_context_args, lab, screenshots):
+def page(tab_page):
     """The workbench with its integer tab in front, on one layer."""
-    context = browser.new_context(**browser_context_args)
-    lab_page = LabPage(context.new_page(), lab, screenshots)
-    lab.copy_notebook("00_workbench.ipynb", "integer_tab.ipynb")
-    lab_page.open_notebook("integer_tab.ipynb")
-    lab_page.hide_chrome()
-    lab_page.run_all()
-    LivePanel(lab_page.page).wait()
-    page = lab_page.page
-    page.get_by_placeholder("Search layers").fill(LAYER)
-    page.locator(".qwb-layers .row .label", has_text=re.compile(f"^{re.escape(LAYER)}$")).click()
-    page.get_by_role("tab", name="Integer", exact=True).click()
-    page.lab = lab_page
-    yield page
-    lab_page.shutdown()
-    context.close()
+    return tab_page
 
 
 @pytest.fixture(scope="module")

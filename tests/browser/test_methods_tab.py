@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from harness import LabPage
 from live_driver import LivePanel, cut_off
 from playwright.sync_api import expect
 
@@ -13,28 +12,15 @@ import workbench
 from workbench.methods.layer import quantize_layer
 from workbench.resources import demo_path
 
+TAB = "Methods"
 LAYER = "model.layers.0.self_attn.v_proj"
 PATIENCE = 90_000  # ms: the first run loads the model and its text
 
 
 @pytest.fixture(scope="module")
-def page(browser, browser_context_args, lab, screenshots):
+def page(tab_page):
     """The workbench with its methods tab in front, on one small layer."""
-    context = browser.new_context(**browser_context_args)
-    lab_page = LabPage(context.new_page(), lab, screenshots)
-    lab.copy_notebook("00_workbench.ipynb", "methods_tab.ipynb")
-    lab_page.open_notebook("methods_tab.ipynb")
-    lab_page.hide_chrome()
-    lab_page.run_all()
-    LivePanel(lab_page.page).wait()
-    page = lab_page.page
-    page.get_by_placeholder("Search layers").fill(LAYER)
-    page.locator(".qwb-layers .row .label", has_text=re.compile(f"^{re.escape(LAYER)}$")).click()
-    page.get_by_role("tab", name="Methods", exact=True).click()
-    page.lab = lab_page
-    yield page
-    lab_page.shutdown()
-    context.close()
+    return tab_page
 
 
 def results(page):
