@@ -35,6 +35,26 @@ def value(stored: Stored, subject: str, setting: str, method: str, name: str) ->
     return statistics.fmean(found) if found else None
 
 
+def noise(stored: Stored, subject: str, setting: str, name: str) -> float:
+    """Return the standard error of a difference of two methods' figures in a row, as far as the cells tell; else 0.
+
+    From the spread of the seeds (pooled over the row's methods) where several ran, else from the standard error that the
+    text of the evaluation alone gives a perplexity's ratio.
+    """
+    row: dict[str, list[float]] = {}
+    errors = []
+    for key, cell in stored.items():
+        parts = key.split(" | ")
+        if parts[:2] == [subject, setting] and name in cell:
+            row.setdefault(parts[2], []).append(cell[name])
+            errors.append(cell.get(f"{name}_error", 0.0))
+    seeded = [found for found in row.values() if len(found) > 1]
+    if seeded:
+        counts = statistics.fmean(len(found) for found in seeded)
+        return math.sqrt(2.0 * statistics.fmean(statistics.variance(found) for found in seeded) / counts)
+    return statistics.fmean(errors) if errors else 0.0
+
+
 def orders(stored: Stored) -> str:
     """Return one line for each expectation that the cells can decide, as markdown."""
     lines = []
@@ -55,18 +75,31 @@ def orders(stored: Stored) -> str:
     for subject, setting in places:
         name = FINER[subject]
         figure = lambda m, s=subject, w=setting, n=name: value(stored, s, w, m, n)  # noqa: E731
-        lines += _classes(f"{subject} {setting}, {name}", figure)
+        error = noise(stored, subject, setting, name)
+        lines += _classes(f"{subject} {setting}, {name}", figure, error)
         if setting in {"W4 channel", "W3 channel", "W4A4", "W3A3"}:
-            lines += _nupes(f"{subject} {setting}, {name}", figure)
+            lines += _nupes(f"{subject} {setting}, {name}", figure, error)
     lines += _joint(stored)
     return "\n".join(lines) or "nothing measured yet"
 
 
-def _say(met: bool, text: str) -> str:
-    return f"- {'met' if met else 'NOT met'}: {text}"
+def _say(met: bool, text: str, short: float = 0.0, error: float = 0.0) -> str:
+    """Return a line.
+
+    Args:
+        met: the verdict.
+        text: what was expected, and the figures.
+        short: by how much the expectation was missed at most.
+        error: standard error of a difference of such figures; 0 where it is not known.
+    """
+    if met:
+        return f"- met: {text}"
+    verdict = "not decided (missed by less than twice the standard error of a difference)"
+    beside = f"; missed by {short:.2g}, standard error of a difference {error:.2g}" if error > 0.0 else ""
+    return f"- {verdict if short < 2.0 * error else 'NOT met'}: {text}{beside}"
 
 
-def _classes(title: str, figure: Callable[[str], float | None]) -> list[str]:
+def _classes(title: str, figure: Callable[[str], float | None], error: float = 0.0) -> list[str]:
     """Learned below second order below data-free: the best of each class."""
     best = {}
     for name, methods in (("learned", LEARNED), ("second order", SECOND_ORDER), ("data-free", DATA_FREE)):
@@ -76,19 +109,21 @@ def _classes(title: str, figure: Callable[[str], float | None]) -> list[str]:
         least = min(found, key=lambda method: found[method])
         best[name] = (found[least], least)
     values = [each[0] for each in best.values()]
-    text = ", ".join(f"{name} {known:.4g} ({method})" for name, (known, method) in best.items())
-    return [_say(values[0] < values[1] < values[2], f"{title}: {text}")]
+    text = ", ".join(f"{name} {known:.5g} ({method})" for name, (known, method) in best.items())
+    short = max(values[0] - values[1], values[1] - values[2])
+    return [_say(values[0] < values[1] < values[2], f"{title}: {text}", short, error)]
 
 
-def _nupes(title: str, figure: Callable[[str], float | None]) -> list[str]:
+def _nupes(title: str, figure: Callable[[str], float | None], error: float = 0.0) -> list[str]:
     """NUPES at or below AdaRound, BRECQ and AutoRound."""
     found = {method: known for method in LEARNED if (known := figure(method)) is not None}
     own = found.pop("nupes", None)
     if own is None or not found:
         return []
     met = all(own <= other * (1.0 + NOISE) for other in found.values())
-    others = ", ".join(f"{method} {other:.4g}" for method, other in found.items())
-    return [_say(met, f"{title}: NUPES {own:.4g} against {others}")]
+    others = ", ".join(f"{method} {other:.5g}" for method, other in found.items())
+    short = own - min(found.values())
+    return [_say(met, f"{title}: NUPES {own:.5g} against {others}", short, error)]
 
 
 def _joint(stored: Stored) -> list[str]:

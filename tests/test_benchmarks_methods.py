@@ -68,6 +68,27 @@ def test_orders_are_met_or_not():
     assert orders(joint).startswith("- NOT met") and "1 of 2 layers" in orders(joint)
 
 
+def test_an_order_missed_within_the_noise_is_not_decided():
+    from methods_order import noise, orders
+
+    def seeded(nupes: float) -> dict[str, dict]:
+        figures = {"rtn": (0.4,), "gptq": (0.2, 0.22, 0.18), "brecq": (0.1, 0.12, 0.08)}
+        figures["nupes"] = (nupes - 0.02, nupes, nupes + 0.02)
+        return {
+            f"minilm | W4 channel | {method} | {seed}": {"distance": each}
+            for method, several in figures.items()
+            for seed, each in enumerate(several)
+        }
+
+    error = noise(seeded(0.1), "minilm", "W4 channel", "distance")
+    assert math.isclose(error, 0.02 * math.sqrt(2 / 3))
+    verdicts = [orders(seeded(nupes)).splitlines()[1] for nupes in (0.1, 0.12, 0.2)]
+    assert [line[:6] for line in verdicts] == ["- met:", "- not ", "- NOT "]
+    assert "missed by 0.02, standard error of a difference 0.016" in verdicts[1]
+    one = {"gemma | W8A8 | rtn | -": {"ratio": 1.002, "ratio_error": 0.001}}
+    assert math.isclose(noise(one, "gemma", "W8A8", "ratio"), 0.001)
+
+
 def test_grids_are_of_equal_size_and_seeds_are_only_for_those_who_need_them():
     from methods import METHODS, Bench, Setting, estimate
 
