@@ -54,6 +54,9 @@ benchmarks: $(READY)
 	$(VENV)/bin/python benchmarks/integer_models.py
 	$(VENV)/bin/python benchmarks/methods_speed.py
 	$(VENV)/bin/python benchmarks/methods.py
+	$(VENV)/bin/python benchmarks/status_quo.py
+	$(VENV)/bin/python benchmarks/against_peers.py --install
+	$(VENV)/bin/python benchmarks/methods_page.py
 
 screenshots: $(READY)
 	$(VENV)/bin/python docs/make_screenshots.py

@@ -100,4 +100,4 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
     if not values:
         return "—"
     mean = statistics.fmean(values)
-    return f"{mean:.{digits}g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
+    return f"{mean:#.{digits}g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")

@@ -1,6 +1,6 @@
 """Speed of the methods against what a user would write, in one run: ratios, after a check that both do the same.
 
-    python benchmarks/methods_speed.py            # --quick for a small layer and few steps, --json FILE to keep the figures
+    python benchmarks/methods_speed.py            # --quick for a small layer and few steps, which keeps no figures
 
 (a) PowerQuant's exponent for all linear layers of MiniLM: coarse grid and refinement from sketches, against SciPy's
 Nelder-Mead over the full tensors in torch. With and without the one pass that makes the sketches; a sketch answers any
@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from methods_cells import machine, markdown
+from methods_cells import RESULTS, machine, markdown
 from methods_models import MiniLM, layer_rows
 from methods_plain import Schedule, adaround_loop, gptq_loop, nelder_mead_exponent, nupes_loop
 
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--json", type=Path, help="keep the figures in a file")
+    parser.add_argument("--output", type=Path, help="JSON of the figures")
     asked = parser.parse_args(arguments)
     import torch
 
@@ -289,8 +289,9 @@ def main(arguments: list[str] | None = None) -> None:
         figures["steps"] += [learner(word, name, given, steps, rounds) for word in ("adaround", "nupes")]
         figures["gptq"].append(gptq(name, given, rounds))
     print(report(figures))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    output = asked.output or (None if asked.quick else RESULTS / "methods_speed.json")
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -251,3 +251,13 @@ def test_axes_are_weighed_against_the_noise_of_seeds():
     assert weigh(cells, "gemma", "grid") is None
     table = frame(cells)
     assert len(table) == 6 and set(table.choice) == {"mse", "lp"}
+
+
+def test_the_measured_tables_are_made_from_what_is_stored():
+    import methods_page
+
+    methods_page.main(["--check"])  # exits where docs/methods.md or the README's tables say anything else
+    readme = methods_page.README.read_text(encoding="utf-8")
+    assert methods_page.with_summary(readme) == readme
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        methods_page.with_summary(readme.replace(methods_page.MARKS[1], ""))
