@@ -297,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few steps, little text, one seed, tiny-gemma3")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help=f"of {', '.join((*BLOCKS, *AXES))}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100, help="optimiser steps, as in methods.py")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--retry", action="store_true", help="measure cells anew that failed")
     parser.add_argument("--report", action="store_true", help="print the tables of what is there")
