@@ -46,8 +46,8 @@ class Cells:
         with FileLock(self.path.with_suffix(".lock")):
             if self.path.exists():
                 stored = json.loads(self.path.read_text(encoding="utf-8"))
-                if stored.get("settings") == self.settings:
-                    self.found = stored["cells"] | self.found
+                if stored.get("settings") == self.settings:  # the file is the truth: another run may have changed it
+                    self.found = {**stored["cells"], key: dict(values)}
             whole = {"settings": self.settings, "machine": machine(), "cells": self.found}
             beside = self.path.with_suffix(".part")
             beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,32 @@ def _loss(inputs: Any, weight: Any, soft: Any, batch: int | None, generator: Any
     return (lost**2).mean()
 
 
+def _penalized(  # noqa: PLR0917 - the words of the formula
+    alpha: Any, floor: Any, step_size: Any, inputs: Any, weight: Any, unit: Any, regularizer: Any, sharpness: Any
+) -> Any:
+    import torch
+
+    h = (STRETCH * torch.sigmoid(alpha) + SHIFT).clamp(0.0, 1.0)
+    loss = _loss(inputs, weight, step_size * (floor + h), None, None)
+    return unit * loss + regularizer * (1.0 - (2.0 * h - 1.0).abs().pow(sharpness)).sum(), loss
+
+
+@cache
+def _compiled() -> Any:
+    import torch
+
+    return torch.compile(_penalized, dynamic=False)
+
+
 def adaround_loop(  # noqa: PLR0917 - the words of the formula
-    weight: Any, scale: Any, n: int, inputs: Any, schedule: Schedule, batch: int | None = None
+    weight: Any,
+    scale: Any,
+    n: int,
+    inputs: Any,
+    schedule: Schedule,
+    batch: int | None = None,
+    *,
+    compiled: bool = False,
 ) -> list[float]:
     """Run AdaRound on a layer and return the loss of each step.
 
@@ -98,6 +123,7 @@ def adaround_loop(  # noqa: PLR0917 - the words of the formula
         inputs: float32 (samples, columns).
         schedule: of the run.
         batch: samples of a step, drawn at random; None for all.
+        compiled: whether the loss and its gradient go through ``torch.compile`` (for all samples only).
     """
     import torch
 
@@ -108,16 +134,22 @@ def adaround_loop(  # noqa: PLR0917 - the words of the formula
     optimizer = torch.optim.Adam([alpha], lr=schedule.rate)
     generator = torch.Generator().manual_seed(0)
     losses: list[float] = []
-    unit = 0.0
+    # In units of the loss of rounding to nearest, for each weight.
+    nearest = step_size * position.round().clamp(-n, n)
+    unit = weight.numel() / float(_loss(inputs, weight, nearest, None, None))
+
     for step in range(schedule.steps):
-        h = (STRETCH * torch.sigmoid(alpha) + SHIFT).clamp(0.0, 1.0)
-        soft = step_size * (floor + h)
-        loss = _loss(inputs, weight, soft, batch, generator)
-        if not unit:  # in units of the loss of rounding to nearest, for each weight
-            nearest = step_size * position.round().clamp(-n, n)
-            unit = weight.numel() / float(_loss(inputs, weight, nearest, None, None))
         optimizer.zero_grad()
-        (unit * loss + _penalty(h, schedule, step)).backward()
+        if compiled:  # tensors, so that a new sharpness is no new function
+            sharpness = schedule.sharpness(step)
+            regularizer = torch.tensor(0.0 if sharpness is None else schedule.regularizer)
+            known = (floor, step_size, inputs, weight, torch.tensor(unit))
+            total, loss = _compiled()(alpha, *known, regularizer, torch.tensor(sharpness or 2.0))
+        else:
+            h = (STRETCH * torch.sigmoid(alpha) + SHIFT).clamp(0.0, 1.0)
+            loss = _loss(inputs, weight, step_size * (floor + h), batch, generator)
+            total = unit * loss + _penalty(h, schedule, step)
+        total.backward()
         optimizer.step()
         losses.append(loss.item())
     return losses

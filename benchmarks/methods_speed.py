@@ -7,7 +7,8 @@ Nelder-Mead over the full tensors in torch. With and without the one pass that m
 later question too (other bits, clips, one layer), the full tensors start again each time. (b) One optimiser step of
 AdaRound and of NUPES (with Adam on both sides) on a layer, against the plain PyTorch loop of the BRECQ kind: over all rows
 of the calibration, where both walk the same curve (checked: median relative difference over the last quarter of a run), and
-with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss.
+with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss; AdaRound's loop also under
+``torch.compile`` (a dash where this machine has no C++ compiler for it).
 (c) GPTQ of a layer from its Gram matrix against the plain torch loop; both give the same codes but for ties (checked). The
 plain side is ``methods_plain.py``. Steps are timed as the difference of two runs, so that preparing a run does not count.
 """
@@ -28,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from methods_cells import RESULTS, machine, markdown
+from methods_cells import RESULTS, machine, markdown, number
 from methods_models import MiniLM, layer_rows
 from methods_plain import Schedule, adaround_loop, gptq_loop, nelder_mead_exponent, nupes_loop
 
@@ -165,6 +166,17 @@ def learner(word: str, name: str, given: dict[str, Any], steps: int, rounds: int
     apart = statistics.median(abs(a - b) / b for a, b in pairs) if pairs else math.nan
     own, theirs = step_times(ours, plain, steps, rounds)
     _, small = step_times(ours, lambda count: plain(count, 32), steps, 1)
+    compiled: float | None = None
+    if word == "adaround":
+        try:
+            _, compiled = step_times(
+                ours,
+                lambda count: adaround_loop(weight, scale, n, inputs, schedule(count), compiled=True),
+                steps,
+                rounds,
+            )
+        except Exception as error:
+            print(f"torch.compile: {type(error).__name__}: {str(error).splitlines()[0][:200]}", file=sys.stderr)
     return {
         "method": word,
         "layer": name,
@@ -173,8 +185,10 @@ def learner(word: str, name: str, given: dict[str, Any], steps: int, rounds: int
         "ours_ms": 1e3 * own,
         "plain_ms": 1e3 * theirs,
         "plain_batch32_ms": 1e3 * small,
+        "compiled_ms": None if compiled is None else 1e3 * compiled,
         "ratio": theirs / own,
         "ratio_batch32": small / own,
+        "ratio_compiled": None if compiled is None else compiled / own,
         "curves_apart": apart,
     }
 
@@ -231,6 +245,8 @@ def report(figures: dict[str, Any]) -> str:
                 "ratio",
                 "plain, 32 rows, ms",
                 "ratio",
+                "torch.compile, ms",
+                "ratio",
                 "curves apart",
             ],
             [
@@ -239,8 +255,16 @@ def report(figures: dict[str, Any]) -> str:
                     "x".join(map(str, each["shape"])),
                     each["rows"],
                     *(
-                        f"{each[word]:.3g}"
-                        for word in ("ours_ms", "plain_ms", "ratio", "plain_batch32_ms", "ratio_batch32")
+                        number(each[word], 3)
+                        for word in (
+                            "ours_ms",
+                            "plain_ms",
+                            "ratio",
+                            "plain_batch32_ms",
+                            "ratio_batch32",
+                            "compiled_ms",
+                            "ratio_compiled",
+                        )
                     ),
                     f"{each['curves_apart']:.1e}",
                 ]

@@ -44,7 +44,9 @@ def test_two_runs_share_a_file(tmp_path: Path):
     one, other = (Cells(tmp_path / "cells.json", {"steps": 3}) for _ in range(2))
     one.keep("a", {"value": 1.0})
     other.keep("b", {"value": 2.0})
+    other.keep("a", {"value": 4.0})  # measured anew
     one.keep("c", {"value": 3.0})
+    assert one.found["a"] == {"value": 4.0}
     assert set(Cells(tmp_path / "cells.json", {"steps": 3}).found) == {"a", "b", "c"} == set(one.found)
 
 
