@@ -17,7 +17,8 @@ take the best of three rounds after a warm-up on both sides. Whole-model methods
 A peer that is not installed or cannot run here is named with its error.
 
 What "same settings" leaves different: our scales are float32 and the peers' mostly float16 (0.125 bits at groups of 128);
-hqq keeps real zero points where ours are whole codes; symmetric grids are the full range on our side (codes -8 to 7).
+symmetric grids are the full range on our side (codes -8 to 7). Our seconds include measuring each layer's error and that of
+its rounding to nearest, which peers do not do (not so where single layers are rounded to nearest).
 """
 
 from __future__ import annotations
@@ -246,8 +247,11 @@ class Ground:
 
     def _our_layers(self, contest: Contest, method: str) -> dict[str, Any]:
         from workbench.methods.layer import quantize_layer
+        from workbench.quantization import quantize
 
         def each(weight: np.ndarray, inputs: np.ndarray) -> Any:
+            if method == "rtn":  # the method's own function, which measures no errors, as the peers' do not
+                return quantize(weight, contest.our_grid, contest.granularity)
             # Inputs are given as the peers get them: to data-free methods none, as rows to the others.
             known = None if contest.data_free else inputs
             result = quantize_layer(

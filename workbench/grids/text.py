@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from workbench.errors import GridError
@@ -99,6 +100,7 @@ def _read_parameters(family: type[Grid], rest: str) -> dict[str, Any]:
     return given
 
 
+@cache
 def _readers(family: type[Grid]) -> dict[str, tuple[str, Callable[[str, str], Any]]]:
     """Return, for each parameter's name in the text, the field and how its value is read (by the field's type)."""
     if family is CodebookGrid:

@@ -24,9 +24,17 @@ def output_error(
         approximate: what stands for it.
         statistics: of the layer's inputs.
     """
-    gap = weight.astype(np.float64) - approximate
+    return _mean_square(weight.astype(np.float64) - approximate, statistics)
+
+
+def output_energy(weight: Float[np.ndarray, "rows depth"], statistics: LayerStatistics | None) -> float:
+    """Return the mean square of a layer's outputs: ``output_error`` against a weight of zeros."""
+    return _mean_square(weight.astype(np.float64), statistics)
+
+
+def _mean_square(gap: Float[np.ndarray, "rows depth"], statistics: LayerStatistics | None) -> float:
     if statistics is None:
-        return float((gap**2).sum() / len(gap))
+        return float(np.einsum("ij,ij->", gap, gap)) / len(gap)
     groups = np.split(gap, statistics.groups)
     total = 0.0
     for number, part in enumerate(groups):
@@ -35,8 +43,3 @@ def output_error(
         else:
             total += float((part**2 @ statistics.second[number]).sum())
     return max(total, 0.0) / len(gap)
-
-
-def output_energy(weight: Float[np.ndarray, "rows depth"], statistics: LayerStatistics | None) -> float:
-    """Return the mean square of a layer's outputs: ``output_error`` against a weight of zeros."""
-    return output_error(weight, np.zeros_like(weight), statistics)

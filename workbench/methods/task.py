@@ -146,12 +146,13 @@ class LayerTask:
         notes: Sequence[str] = (),
     ) -> LayerResult:
         """Put the result together, with the errors that make methods comparable."""
+        start_error = self.error_of(self.start)
         return LayerResult(
             name=self.name,
             method=str(method),
             quantized=quantized,
-            start_error=self.error_of(self.start),
-            error=self.error_of(quantized),
+            start_error=start_error,
+            error=start_error if quantized is self.start else self.error_of(quantized),
             energy=output_energy(self.weight, self.statistics),
             seconds=seconds,
             trace=trace or Trace(),
