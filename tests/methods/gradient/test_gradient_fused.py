@@ -10,7 +10,7 @@ import torch
 
 from workbench.calibration.statistics import LayerStatistics
 from workbench.methods import LayerTask, parse_method
-from workbench.methods.gradient.fused import FusedStep
+from workbench.methods.gradient.fused import FusedCodes, FusedOffsets
 from workbench.methods.gradient.variables import VARIABLES, Freedom
 
 
@@ -28,7 +28,7 @@ def made(variable, granularity, grid, *, whole, exponent):
 def test_compiled_steps_are_the_plain_steps(variable, whole, grid, granularity):
     exponent = grid.startswith("power")
     plain, fast = (made(variable, granularity, grid, whole=whole, exponent=exponent) for _ in range(2))
-    quick = FusedStep(fast)
+    quick = FusedCodes(fast)
     adam = torch.optim.Adam([plain.codes], lr=0.05)
     generator = torch.Generator().manual_seed(0)
     for step in range(6):
@@ -55,6 +55,35 @@ def test_compiled_steps_are_the_plain_steps(variable, whole, grid, granularity):
         fast.codes.copy_(plain.codes)  # so that single rims do not add up
         quick.kernel.first[:] = adam.state[plain.codes]["exp_avg"].numpy()
         quick.kernel.second[:] = adam.state[plain.codes]["exp_avg_sq"].numpy()
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group:70"])
+@pytest.mark.parametrize("grid", ["uniform:bits=3", "uniform:bits=4,range=asymmetric", "uniform:bits=2,range=full"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_offsets_are_the_plain_offsets(whole, grid, granularity):
+    plain, fast = (made("offset", granularity, grid, whole=whole, exponent=False) for _ in range(2))
+    assert FusedOffsets.fits(fast, "signsgd") and not FusedOffsets.fits(fast, "adam")
+    assert not FusedOffsets.fits(made("offset", granularity, "power:bits=4", whole=whole, exponent=False), "signsgd")
+    quick = FusedOffsets(fast)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        one, two = plain.soft(0.0), quick.soft(0.0)
+        alike = torch.isclose(two, one, rtol=1e-5, atol=1e-6)
+        assert float(alike.float().mean()) > 0.9995  # a weight that stands on a border may round to either side
+        gradient = torch.randn(one.shape, generator=generator)
+        gradient[:, ::7] = 0.0  # what nothing pulls stays
+        plain.pull(gradient * 7.0)
+        quick.step(gradient, 7.0, regularizer=0.0, sharpness=2.0, rate=0.05)
+        plain.codes.sub_(plain.gradients["codes"].sign(), alpha=0.05)
+        plain.keep_in_bounds()
+        fast.keep_in_bounds(codes=False)
+        torch.testing.assert_close(fast.codes, plain.codes, rtol=0.0, atol=1e-6)
+        found, expected = fast.gradients["scale"], plain.gradients["scale"]
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3 * float(expected.abs().max() + 1.0))
+        for each in (plain, fast):
+            each.log_scale.sub_(expected.sign(), alpha=0.003)
+    assert float((plain.hard_index() == fast.hard_index()).float().mean()) > 0.9995
 
 
 def test_the_kernels_sigmoid_is_the_sigmoid_where_it_is_open():
@@ -87,9 +116,21 @@ def test_the_same_curve_with_and_without(word, monkeypatch):
     task = LayerTask.of(weight, "power:bits=4,exponent=0.7", statistics=seen, scale="mse")
     method = parse_method(word).but(steps=60, inputs="quantized")
     fast = method.quantize_layer(task)
-    monkeypatch.setattr(FusedStep, "fits", staticmethod(lambda layer, optimizer: False))
+    monkeypatch.setattr(FusedCodes, "fits", staticmethod(lambda layer, optimizer: False))
     plain = method.quantize_layer(task)
     # Both fall alike; single weights that stand on a border may round differently.
     np.testing.assert_allclose(fast.trace.loss[5:30], plain.trace.loss[5:30], rtol=0.02)
+    assert fast.error == pytest.approx(plain.error, rel=0.03)
+    assert (fast.quantized.codes == plain.quantized.codes).mean() > 0.97
+
+
+def test_offsets_learn_alike_with_and_without(monkeypatch):
+    generator = np.random.default_rng(0)
+    weight = generator.standard_t(5, (24, 40)).astype(np.float32)
+    inputs = (generator.standard_normal((200, 40)) @ generator.standard_normal((40, 40))).astype(np.float32)
+    task = LayerTask.of(weight, "uniform:bits=3", statistics=LayerStatistics.from_inputs("layer", inputs), scale="mse")
+    fast = parse_method("autoround:steps=60").quantize_layer(task)
+    monkeypatch.setattr(FusedOffsets, "fits", staticmethod(lambda layer, optimizer: False))
+    plain = parse_method("autoround:steps=60").quantize_layer(task)
     assert fast.error == pytest.approx(plain.error, rel=0.03)
     assert (fast.quantized.codes == plain.quantized.codes).mean() > 0.97

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.methods.gradient.fused import FusedStep
+from workbench.methods.gradient.fused import Fused, fused_step
 from workbench.methods.gradient.objectives import Objective
 from workbench.methods.gradient.optimizers import Optimizer
 from workbench.methods.gradient.variables import Snapshot, SoftWeight
@@ -107,7 +107,7 @@ def _learn(
 ) -> Learned:
     unit = sum(layer.weight.numel() for layer in layers) / first
     word = schedule.optimizer
-    fused = [FusedStep(layer, word) if FusedStep.fits(layer, word) else None for layer in layers]
+    fused = [fused_step(layer, word) for layer in layers]
     optimizer = _optimizer(layers, fused, schedule)
     best, least = None, first
     checks = {math.ceil(schedule.steps * (number + 1) / schedule.checks) for number in range(schedule.checks)}
@@ -156,7 +156,7 @@ def _value(layers: Sequence[SoftWeight], found: Sequence[Snapshot], objective: O
     return objective.value(weights, [each.bias for each in found])
 
 
-def _optimizer(layers: Sequence[SoftWeight], fused: Sequence[FusedStep | None], schedule: Schedule) -> Optimizer | None:
+def _optimizer(layers: Sequence[SoftWeight], fused: Sequence[Fused | None], schedule: Schedule) -> Optimizer | None:
     """Return the optimizer of all that the compiled steps do not move themselves; None where nothing is left."""
     groups: dict[str, tuple[float, list[torch.Tensor]]] = {}
     for layer, quick in zip(layers, fused, strict=True):
