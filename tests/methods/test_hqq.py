@@ -154,3 +154,23 @@ def test_what_cannot_be_done_is_refused():
     ):
         with pytest.raises(QuantizationError, match=words):
             parse_method(text)
+
+
+@pytest.mark.parametrize("norm", [0.1, 0.5, 0.7, 1.0])
+def test_the_kernels_power_is_the_power(norm):
+    import numba
+
+    from workbench.kernels.hqq import _power
+
+    @numba.njit
+    def powers(sizes, norm):
+        found = np.empty(len(sizes))
+        for place in range(len(sizes)):
+            found[place] = _power(np.float64(sizes[place]), norm)
+        return found
+
+    generator = np.random.default_rng(0)
+    sizes = np.exp(generator.uniform(-87.0, 88.0, 20_000)).astype(np.float32)
+    sizes = np.concatenate([sizes, np.float32([1.0, 2.0, 2.0**-126, 1.4142135, 1.4142137, 2.0**127])])
+    np.testing.assert_allclose(powers(sizes, norm), sizes.astype(np.float64) ** norm, rtol=3e-7)
+    np.testing.assert_array_equal(powers(np.float32([0.0, 1e-40]), norm), [0.0, 0.0])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,37 +12,43 @@ from jaxtyping import Float
 from numba import prange
 
 from workbench.grids.grid import Grid
-from workbench.grids.power import PowerGrid
-from workbench.kernels.codes import bits_of
+from workbench.kernels.codes import bits_of, float_of
 from workbench.kernels.exact import PARTS
 from workbench.kernels.runtime import SUMS, exclusive, kernel
 from workbench.kernels.tables import cell_of, code_table
 
 #: What a residual of 0 is divided as.
 TINY = 1e-300
-#: Mantissas are looked up in so many cells with linear interpolation: powers are right to 1 / (8 CELLS^2), 1e-8.
-CELLS = 4096
+#: Smallest bits of a float32 that is not subnormal.
+_LEAST = np.int32(0x00800000)
+_LN2 = 0.6931471805599453
 
 
-@lru_cache(maxsize=8)
-def _power_tables(norm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the powers of two by a float32's exponent bits (0 for zero and subnormal numbers), and those of mantissas."""
-    exponents = np.exp2(norm * (np.arange(256) - 127.0))
-    exponents[0] = 0.0
-    return exponents, (1.0 + np.arange(CELLS + 1) / CELLS) ** norm
+@kernel(fastmath=SUMS, inline=True)
+def _power(size, norm):
+    """Return size^norm to 2e-7 of itself, of a size from 0 (0 where a float32 is subnormal) to 2^127; no branches, no look-ups.
 
-
-@kernel(inline=True)
-def _power(size, exponents, mantissas):
-    """Return size^p, of a size from 0 up."""
+    2^(norm log2 size), the logarithm from 2 artanh((m - 1) / (m + 1)) to its ninth power, the exponential by its series to
+    the sixth, so that the compiler can do many at once.
+    """
     pattern = bits_of(np.float32(size))
-    cell = (pattern >> np.int32(11)) & np.int32(CELLS - 1)
-    low = mantissas[cell]
-    between = np.float64(pattern & np.int32(2047)) * (1.0 / 2048.0)
-    return exponents[pattern >> np.int32(23)] * (low + between * (mantissas[cell + 1] - low))
+    mantissa = np.float64(float_of(np.int32((pattern & np.int32(0x007FFFFF)) | np.int32(0x3F800000))))
+    folded = mantissa > 1.4142135623730951
+    mantissa = 0.5 * mantissa if folded else mantissa
+    whole = np.float64((pattern >> np.int32(23)) - np.int32(127)) + (1.0 if folded else 0.0)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    q = s * s
+    series = s * (1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0)))))
+    y = norm * (whole + (2.0 / _LN2) * series)
+    n = min(np.floor(y + 0.5), 127.0)
+    r = _LN2 * (y - n)
+    curve = 1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))
+    curve = 1.0 + r * (1.0 + r * (1.0 / 2.0 + r * (1.0 / 6.0 + r * curve)))
+    found = curve * np.float64(float_of(np.int32((np.int32(n) + np.int32(127)) << np.int32(23))))
+    return found if pattern >= _LEAST else 0.0
 
 
-@kernel(inline=True)
+@kernel(fastmath=SUMS, inline=True)
 def _shrink(residual, size, power, beta):
     """Return sign(x) max(|x| - |x|^(p-1) / beta, 0)."""
     left = max(size - power / (max(size, TINY) * beta), 0.0)
@@ -51,9 +56,8 @@ def _shrink(residual, size, power, beta):
 
 
 @kernel(parallel=True)
-def _pass(weight, group, scale, offset, table, beta, powers, fit_offset, magnitude, loss, above, below):
+def _pass(weight, group, scale, offset, table, beta, norm, fit_offset, magnitude, loss, above, below):
     first, shift, floor, top, _steps, thresholds, levels = table
-    exponents, mantissas = powers
     rows, columns = weight.shape
     parts = min(rows, PARTS)
     for part in prange(parts):
@@ -75,7 +79,7 @@ def _pass(weight, group, scale, offset, table, beta, powers, fit_offset, magnitu
                         value = s * (level - o)
                     residual = w - value
                     size = abs(residual)
-                    power = _power(size, exponents, mantissas)
+                    power = _power(size, norm)
                     size_sum += size
                     power_sum += power
                     aimed = w - _shrink(residual, size, power, beta)
@@ -92,9 +96,10 @@ def _pass(weight, group, scale, offset, table, beta, powers, fit_offset, magnitu
 
 
 @kernel(parallel=True, fastmath=SUMS)
-def _equal_steps_pass(weight, group, scale, offset, last, beta, powers, magnitude, loss, above, below):
-    """The same for ``last`` equal steps from 0 to 1 behind an offset that is fitted: no look-ups, so that it is vectorised."""
-    exponents, mantissas = powers
+def _equal_steps_pass(
+    weight, group, scale, offset, lowest, gap, last, beta, norm, fit_offset, magnitude, loss, above, below
+):
+    """The same for ``last`` equal gaps from the lowest level up: no look-ups of levels."""
     rows, columns = weight.shape
     parts = min(rows, PARTS)
     for part in prange(parts):
@@ -104,22 +109,24 @@ def _equal_steps_pass(weight, group, scale, offset, last, beta, powers, magnitud
                 s = np.float64(scale[at, g])
                 o = offset[at, g]
                 inverse = 1.0 / s if s != 0.0 else 0.0
-                size_sum, power_sum, upper = 0.0, 0.0, 0.0
-                stop = min(columns, (g + 1) * group)
-                for j in range(g * group, stop):
-                    w = np.float64(weight[row, j])
-                    code = min(max(np.floor((w * inverse + o) * last + 0.5), 0.0), last)
-                    level = code / last if s != 0.0 else o
+                size_sum, power_sum, upper, lower = 0.0, 0.0, 0.0, 0.0
+                run = weight[row, g * group : min(columns, (g + 1) * group)]
+                for j in range(len(run)):  # from 0: no index can be negative, so that many are done at once
+                    w = np.float64(run[j])
+                    code = min(max(np.floor((w * inverse + o - lowest) / gap + 0.5), 0.0), last)
+                    level = lowest + code * gap if s != 0.0 else o
                     residual = w - s * (level - o)
                     size = abs(residual)
-                    power = _power(size, exponents, mantissas)
+                    power = _power(size, norm)
                     size_sum += size
                     power_sum += power
-                    upper += level - (w - _shrink(residual, size, power, beta)) * inverse
+                    aimed = w - _shrink(residual, size, power, beta)
+                    upper += level - aimed * inverse if fit_offset else level * aimed
+                    lower += 1.0 if fit_offset else level * level
                 magnitude[row, g] = size_sum
                 loss[row, g] = power_sum
                 above[row, g] = upper
-                below[row, g] = stop - g * group
+                below[row, g] = lower
 
 
 class Pass(NamedTuple):
@@ -165,10 +172,12 @@ def half_quadratic_pass(
     sums = Pass(np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape))
     scale = np.ascontiguousarray(scale, dtype=np.float64)
     offset = np.ascontiguousarray(offset, dtype=np.float64)
-    weight, beta, powers = np.ascontiguousarray(weight), float(beta), _power_tables(float(norm))
-    if fit_offset and isinstance(grid, PowerGrid) and grid.shifted and grid.exponent == 1.0:
-        last = float(len(grid.levels) - 1)
-        _equal_steps_pass(weight, group, scale, offset, last, beta, powers, *sums)
+    weight, beta, norm = np.ascontiguousarray(weight), float(beta), float(norm)
+    levels = grid.levels
+    gaps = np.diff(levels)
+    if np.ptp(gaps) <= 1e-12:
+        steps = (float(levels[0]), float(gaps.mean()), float(len(gaps)))
+        _equal_steps_pass(weight, group, scale, offset, *steps, beta, norm, fit_offset, *sums)
     else:
-        _pass(weight, group, scale, offset, code_table(grid), beta, powers, fit_offset, *sums)
+        _pass(weight, group, scale, offset, code_table(grid), beta, norm, fit_offset, *sums)
     return sums
