@@ -12,7 +12,7 @@ the 450 held-out digits). Every method gets the same calibration samples (traini
 learns by steps, the same number of them. A seed chooses samples and drives the method; data-free methods have no use for
 one and run once. Rows W4 and W3 by channel and those of the ResNet are measured with every seed, the others with the first
 one; ``--full`` gives all to all. Whoever does not choose scales itself (GPTQ, AWQ, and the learners' start) has those of
-the best clip; ``rtn`` alone has absmax. AdaRound learns layer by layer, BRECQ, AutoRound and NUPES block by block.
+the best clip; ``rtn`` and ``gptq-absmax`` have absmax. AdaRound learns layer by layer, BRECQ, AutoRound and NUPES block by block.
 Embeddings, norms and a head tied to the embedding stay float; of the ResNet the stem and the head keep 8 bits. Learned
 grids: uniform narrow (2^bits - 1 levels), the power grid of as many levels for PowerQuant and NUPES. At 2 bits those would
 have three levels, so everybody gets the four of ``uniform:bits=2,range=asymmetric``, where NUPES has no exponent to learn
@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, bool]] = {
     "rtn-clip": ("rtn-clip", False),
     "powerquant": ("powerquant:joint=true,clip=group", False),
     "hqq": ("hqq", False),
+    "gptq-absmax": ("gptq", True),
     "gptq": ("gptq", True),
     "awq": ("awq", True),
     "adaround": ("adaround:steps={steps}", True),

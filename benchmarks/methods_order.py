@@ -10,7 +10,7 @@ from typing import Any
 Stored = Mapping[str, Mapping[str, Any]]
 
 DATA_FREE = ("rtn", "rtn-clip", "powerquant", "hqq")
-SECOND_ORDER = ("gptq",)
+SECOND_ORDER = ("gptq-absmax", "gptq")
 LEARNED = ("adaround", "brecq", "autoround", "nupes")
 #: Each subject's figure that does not saturate, lower is better (``Subject.finer``).
 FINER = {"gemma": "ratio", "minilm": "distance", "resnet": "divergence"}
