@@ -21,7 +21,7 @@ import against_peers
 import methods
 import methods_speed
 import status_quo
-from methods_cells import RESULTS
+from methods_cells import RESULTS, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
@@ -75,13 +75,81 @@ def page() -> str:
 
 
 def summary() -> str:
-    """Return the README's tables: each subject's own figure."""
+    """Return the README's tables: each subject's own figure, peers, choices and speed in short."""
+    parts = []
     whole = stored("methods")
-    if not whole:
+    if whole:
+        bench = bench_of(whole)
+        for word in bench.subjects:
+            head, _, rest = methods.main_table(bench, word, whole["cells"]).removeprefix("### ").partition("\n\n")
+            parts.append(f"**{head}**\n\n{rest}")
+    parts += [each for each in (_peers_in_short(), _choices_in_short(), _speed_in_short()) if each]
+    return "\n\n".join(parts)
+
+
+def _peers_in_short() -> str:
+    """Return the ratios to each peer's own method on the whole language model."""
+    peers = stored("against_peers")
+    if not peers:
         return ""
-    bench = bench_of(whole)
-    tables = [methods.main_table(bench, word, whole["cells"]).removeprefix("### ") for word in bench.subjects]
-    return "\n\n".join(f"**{head}**\n\n{rest}" for head, _, rest in (each.partition("\n\n") for each in tables))
+    rows = [
+        [*row[0].split(" | "), row[3], row[6], row[9]]
+        for row in against_peers.rows_of(peers["cells"], "model")
+        if row[9] != "—"
+    ]
+    head = ["peer", "ours", "layer error, ratio", "perplexity, ratio", "seconds, ratio"]
+    title = (
+        "**`python benchmarks/against_peers.py`**: tiny-gemma3's linear layers by other packages and by the method of the same "
+        "name here, same tensors, samples, bits and groups, one thread; ours over the peer's, below 1 is better for us"
+    )
+    return f"{title}\n\n{markdown(head, rows)}"
+
+
+def _choices_in_short() -> str:
+    """Return, for each axis of a learned method, how much it is worth beside the noise of seeds."""
+    study = stored("status_quo")
+    if not study:
+        return ""
+    rows = []
+    for axis in status_quo.AXES:
+        row = [axis]
+        for word in status_quo.BLOCKS:
+            found = status_quo.weigh(study["cells"], word, axis)
+            row += ["—"] * 3 if found is None else [f"{found.best}", f"{found.span:.2f}", f"{found.noise:.2f}"]
+        rows.append(row)
+    head = ["axis", *(each for _ in status_quo.BLOCKS for each in ("best choice", "worst / best", "two seeds"))]
+    names = " and ".join(bench_of(study).subject(word).name for word in status_quo.BLOCKS)
+    title = (
+        f"**`python benchmarks/status_quo.py`**: one choice of a learned method at a time, the first two blocks of {names} (left, "
+        "right) at 3 bits; factors in the error that the blocks hand on"
+    )
+    return f"{title}\n\n{markdown(head, rows)}"
+
+
+def _speed_in_short() -> str:
+    """Return the ratios to the plain code that one would write."""
+    speed = stored("methods_speed")
+    if not speed:
+        return ""
+    search = speed["search"]
+    rows = [
+        [
+            f"exponent of {search['layers']} layers of MiniLM from sketches, against Nelder-Mead over the tensors",
+            f"{search['ratio_without_sketching']:.0f}×, {search['ratio_with_sketching']:.0f}× with making the sketches",
+        ]
+    ]
+    for word, title in (("adaround", "AdaRound"), ("nupes", "NUPES")):
+        steps = [each for each in speed["steps"] if each["method"] == word]
+        rows.append([f"a step of {title}, against the plain PyTorch loop on all rows", _range(steps, "ratio")])
+        if any(each["ratio_compiled"] for each in steps):
+            rows.append([f"the same against that loop under torch.compile ({title})", _range(steps, "ratio_compiled")])
+    rows.append(["GPTQ of a layer, against the plain PyTorch loop", _range(speed["gptq"], "ratio")])
+    return markdown(["`python benchmarks/methods_speed.py`", "faster by"], rows)
+
+
+def _range(each: list[dict[str, Any]], name: str) -> str:
+    known = sorted(one[name] for one in each if one[name])
+    return f"{known[0]:.1f}–{known[-1]:.1f}×"
 
 
 def with_summary(readme: str) -> str:
