@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Stored = Mapping[str, Mapping[str, Any]]
@@ -35,17 +35,17 @@ def value(stored: Stored, subject: str, setting: str, method: str, name: str) ->
     return statistics.fmean(found) if found else None
 
 
-def noise(stored: Stored, subject: str, setting: str, name: str) -> float:
+def noise(stored: Stored, subject: str, setting: str, name: str, methods: Collection[str]) -> float:
     """Return the standard error of a difference of two methods' figures in a row, as far as the cells tell; else 0.
 
-    From the spread of the seeds (pooled over the row's methods) where several ran, else from the standard error that the
-    text of the evaluation alone gives a perplexity's ratio.
+    From the spread of the seeds, pooled over these methods, where several ran, else from the standard error that the text
+    of the evaluation alone gives a perplexity's ratio.
     """
     row: dict[str, list[float]] = {}
     errors = []
     for key, cell in stored.items():
         parts = key.split(" | ")
-        if parts[:2] == [subject, setting] and name in cell:
+        if parts[:2] == [subject, setting] and parts[2] in methods and name in cell:
             row.setdefault(parts[2], []).append(cell[name])
             errors.append(cell.get(f"{name}_error", 0.0))
     seeded = [found for found in row.values() if len(found) > 1]
@@ -75,9 +75,10 @@ def orders(stored: Stored) -> str:
     for subject, setting in places:
         name = FINER[subject]
         figure = lambda m, s=subject, w=setting, n=name: value(stored, s, w, m, n)  # noqa: E731
-        error = noise(stored, subject, setting, name)
+        error = noise(stored, subject, setting, name, (*DATA_FREE, *SECOND_ORDER, *LEARNED))
         lines += _classes(f"{subject} {setting}, {name}", figure, error)
         if setting in {"W4 channel", "W3 channel", "W4A4", "W3A3"}:
+            error = noise(stored, subject, setting, name, LEARNED)
             lines += _nupes(f"{subject} {setting}, {name}", figure, error)
     lines += _joint(stored)
     return "\n".join(lines) or "nothing measured yet"

@@ -11,6 +11,9 @@ with the mini-batch of 32 rows that BRECQ's code takes, which is a noisier loss;
 ``torch.compile`` (a dash where this machine has no C++ compiler for it).
 (c) GPTQ of a layer from its Gram matrix against the plain torch loop; both give the same codes but for ties (checked). The
 plain side is ``methods_plain.py``. Steps are timed as the difference of two runs, so that preparing a run does not count.
+
+Measured (docs/methods.md): compiling buys the plain loop a quarter and costs half a minute for each shape, less than a step
+that is one pass over memory, so the workbench uses no ``torch.compile``.
 """
 
 from __future__ import annotations

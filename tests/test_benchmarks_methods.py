@@ -82,13 +82,14 @@ def test_an_order_missed_within_the_noise_is_not_decided():
             for seed, each in enumerate(several)
         }
 
-    error = noise(seeded(0.1), "minilm", "W4 channel", "distance")
+    error = noise(seeded(0.1), "minilm", "W4 channel", "distance", ("gptq", "brecq", "nupes"))
     assert math.isclose(error, 0.02 * math.sqrt(2 / 3))
+    assert noise(seeded(0.1), "minilm", "W4 channel", "distance", ("rtn",)) == 0.0
     verdicts = [orders(seeded(nupes)).splitlines()[1] for nupes in (0.1, 0.12, 0.2)]
     assert [line[:6] for line in verdicts] == ["- met:", "- not ", "- NOT "]
     assert "missed by 0.02, standard error of a difference 0.016" in verdicts[1]
     one = {"gemma | W8A8 | rtn | -": {"ratio": 1.002, "ratio_error": 0.001}}
-    assert math.isclose(noise(one, "gemma", "W8A8", "ratio"), 0.001)
+    assert math.isclose(noise(one, "gemma", "W8A8", "ratio", ("rtn",)), 0.001)
 
 
 def test_grids_are_of_equal_size_and_seeds_are_only_for_those_who_need_them():
