@@ -60,7 +60,7 @@ def page() -> str:
         parts.append("## Which choices matter: `python benchmarks/status_quo.py`")
         parts.append(_sizes(study) + ".")
         report = status_quo.report(status_quo.Study(bench_of(study)), study["cells"], list(status_quo.BLOCKS))
-        parts.append(report.replace("\n## ", "\n### ").removeprefix("#") if report.startswith("## ") else report)
+        parts.append("\n".join(f"#{line}" if line.startswith("## ") else line for line in report.splitlines()))
     peers = stored("against_peers")
     if peers:
         parts.append("## Against the packages that people use: `python benchmarks/against_peers.py`")
@@ -118,10 +118,11 @@ def _choices_in_short() -> str:
             row += ["—"] * 3 if found is None else [f"{found.best}", f"{found.span:.2f}", f"{found.noise:.2f}"]
         rows.append(row)
     head = ["axis", *(each for _ in status_quo.BLOCKS for each in ("best choice", "worst / best", "two seeds"))]
+    seeds = len({key.rpartition(" | ")[2] for key in study["cells"]})
     names = " and ".join(bench_of(study).subject(word).name for word in status_quo.BLOCKS)
     title = (
         f"**`python benchmarks/status_quo.py`**: one choice of a learned method at a time, the first two blocks of {names} (left, "
-        "right) at 3 bits; factors in the error that the blocks hand on"
+        f"right) at 3 bits, {seeds} seeds; factors in the error that the blocks hand on"
     )
     return f"{title}\n\n{markdown(head, rows)}"
 
